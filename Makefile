@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: quickstart test check bench clean
+
+quickstart: $(READY)  ## environment + merge the small model family and let the result answer a prompt
+	$(BIN)/amatax merge quickstart out/quickstart
+	$(BIN)/amatax verify out/quickstart --load --prompt "What color is the robin?"
+
+test: $(READY)  ## environment + all tests (no network, no GPU)
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## side by side with the peer and with this machine's floor
+	$(BIN)/python -m benchmarks.run
+
+# torch is pinned: a looser requirement pulls gigabytes of CUDA packages where a CPU build would do
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) out .bench

@@ -1,0 +1,274 @@
+"""The public verbs. The only module that sees every stage; the command line and scripts both come through here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amatax.checkpoints.checkpoint import Checkpoint
+from amatax.checkpoints.opening import open_checkpoint
+from amatax.errors import CheckpointError, OutputError
+from amatax.planning.destination import RECIPE, RECORD, State
+from amatax.planning.memory import default_threads
+from amatax.planning.names import Anatomy, anatomy
+from amatax.planning.plan import Plan, make_plan
+from amatax.recipes.loading import load_recipe
+from amatax.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from amatax.streaming.differences import Difference
+    from amatax.writing.verification import Verdict
+
+__all__ = ["Inspection", "MergeResult", "Watcher", "difference", "inspect", "load_recipe", "merge", "plan", "verify"]
+
+RecipeSource = Recipe | str | PathLike[str] | Mapping[str, Any]
+
+
+class Watcher:
+    """What a caller may want to see of a long job; by default nothing.
+
+    `start(total)` is told the bytes that will be read, `advance(n)` every piece (from any thread), `wait()` is called now and
+    then from the calling thread, `say(text)` gets a line for the user.
+    """
+
+    def start(self, total: int) -> None: ...
+    def advance(self, n: int) -> None: ...
+    def wait(self) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass
+class MergeResult:
+    """A finished merge.
+
+    Attributes:
+        plan: what was done.
+        output: the model folder.
+        already: it was finished before; nothing was written.
+        shards_kept: shards that an interrupted run had finished.
+        seconds: wall time of the merge, without imports.
+        rounded_away: the part of the change from SFT that the output dtype rounded away (of a sample; None if nothing changed).
+        notes: the plan's, and what was seen in the tensors.
+    """
+
+    plan: Plan
+    output: Path
+    already: bool = False
+    shards_kept: int = 0
+    seconds: float = 0.0
+    rounded_away: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Inspection:
+    """What the headers of a checkpoint say."""
+
+    checkpoint: Checkpoint
+    model: Anatomy
+
+
+def _recipe(source: RecipeSource) -> Recipe:
+    return source if isinstance(source, Recipe) else load_recipe(source)
+
+
+def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Plan:
+    """Find out from headers alone what a merge will do, or everything that is wrong with it.
+
+    Args:
+        recipe: a Recipe, a YAML file, or a mapping.
+        output: the folder to write; wins over the recipe's output.path.
+        overwrite: another model may stand in the output folder.
+
+    Raises:
+        RecipeError, PlanError: with all faults.
+    """
+    return make_plan(_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite)
+
+
+def merge(
+    recipe: RecipeSource,
+    output: str | PathLike[str] | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    watcher: Watcher | None = None,
+) -> MergeResult:
+    """Merge checkpoints into a model folder; a rerun continues an interrupted merge.
+
+    Args:
+        recipe: a Recipe, a YAML file, or a mapping.
+        output: the folder to write; wins over the recipe's output.path.
+        device: cpu, cuda, cuda:N, or auto.
+        threads: workers; the cores of this process by default.
+        overwrite: replace another model in the output folder.
+        allow_nonfinite: merge NaN and infinities as they come.
+
+    Raises:
+        AmataxError: see amatax.errors.
+    """
+    watcher = watcher or Watcher()
+    planned = plan(recipe, output, overwrite=overwrite)
+    if planned.output is None:
+        hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
+        raise OutputError("no output folder was named", hint)
+    threads, streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
+    if planned.found is State.SAME and not _inputs_changed(planned, streamer, watcher, overwrite):
+        return MergeResult(planned, planned.output, already=True, notes=planned.notes)
+
+    from amatax.writing.record import rounded_away
+    from amatax.writing.workplace import Workplace
+    from amatax.writing.writer import write_model
+
+    started = time.perf_counter()
+    kept = 0
+
+    def resumed(work: Workplace) -> None:
+        nonlocal kept
+        kept = len(work.done)
+        if work.discarded:
+            watcher.say(work.discarded)
+        elif kept:
+            watcher.say(f"continuing: {kept} of {len(planned.shards)} shards are finished")
+        todo = [name for shard in planned.shards if shard.file not in work.done for name in shard.offsets]
+        watcher.start(sum(planned.tensors[name].reads for name in todo))
+
+    entries = write_model(
+        planned,
+        planned.output,
+        streamer,
+        overwrite=overwrite or planned.found is State.SAME,
+        resumed=resumed,
+        wait=watcher.wait,
+    )
+    notes = list(planned.notes)
+    if differing := [name for entry in entries for name in entry["differs"]]:
+        notes.append(
+            f"{len(differing)} integer tensors differ between the models; sft's are kept, first {differing[0]!r}"
+        )
+    return MergeResult(
+        planned,
+        planned.output,
+        shards_kept=kept,
+        seconds=time.perf_counter() - started,
+        rounded_away=rounded_away(entries),
+        notes=notes,
+    )
+
+
+def inspect(model: str | PathLike[str]) -> Inspection:
+    """Open a checkpoint (a folder or a Hub id) by its headers and place its tensors.
+
+    Raises:
+        CheckpointError, HubError
+    """
+    name = str(model)
+    checkpoint = open_checkpoint(f"./{name}" if Path(name).is_dir() and not name.startswith(("/", ".", "~")) else name)
+    return Inspection(checkpoint, anatomy(checkpoint.tensors, checkpoint.config))
+
+
+def difference(
+    one: Inspection, other: str | PathLike[str], watcher: Watcher | None = None
+) -> tuple[Inspection, list[Difference]]:
+    """How far a second checkpoint is from the first, tensor by tensor.
+
+    Raises:
+        CheckpointError: also if they have no tensor in common.
+    """
+    from amatax.planning.siblings import align
+    from amatax.streaming.differences import differences
+
+    watcher = watcher or Watcher()
+    second = inspect(other)
+    theirs, _ = align(one.checkpoint, second.checkpoint, "other")
+    watcher.start(one.checkpoint.nbytes + second.checkpoint.nbytes)
+    found = []
+    for item in differences(one.checkpoint.tensors, theirs, watcher.advance):
+        found.append(item)
+        watcher.wait()
+    if not found:
+        raise CheckpointError(
+            f"{one.checkpoint.ref} and {second.checkpoint.ref} have no tensor in common", "are they siblings?"
+        )
+    return second, found
+
+
+def verify(
+    folder: str | PathLike[str],
+    *,
+    sample: int | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    watcher: Watcher | None = None,
+) -> Verdict:
+    """Merge a finished folder again from its record and compare bit for bit.
+
+    Args:
+        folder: what `merge` wrote.
+        sample: compare so many tensors, drawn with a fixed seed; all by default.
+
+    Raises:
+        CheckpointError: if the folder was not written by amatax.
+        PlanError: if the inputs are gone or are no longer what was merged.
+    """
+    from amatax.writing.verification import verify_folder
+
+    watcher = watcher or Watcher()
+    path = Path(folder)
+    for file in (RECIPE, RECORD):
+        if not (path / file).is_file():
+            hint = "verify checks folders that `amatax merge` has finished"
+            raise CheckpointError(f"{path}: no {file}: not a folder that amatax wrote", hint)
+    planned = make_plan(load_recipe(path / RECIPE))
+    _, streamer = _streamer(planned, device, threads, True, watcher)
+    total = sum(tensor.reads for tensor in planned.tensors.values())
+    watcher.start(math.ceil(total * min(1, sample / len(planned.tensors))) if sample else total)
+    return verify_folder(path, planned, streamer(), sample, watcher.wait)
+
+
+def _streamer(
+    planned: Plan, device: str, threads: int | None, allow_nonfinite: bool, watcher: Watcher
+) -> tuple[int, Callable[[], Any]]:
+    """torch is imported here, after everything that can go wrong without it has gone right."""
+    from amatax.streaming.stream import Streamer, pick_device
+
+    where = pick_device(device)
+    count = threads or default_threads()
+    return count, lambda: Streamer(planned, where, count, allow_nonfinite=allow_nonfinite, advance=watcher.advance)
+
+
+def _inputs_changed(planned: Plan, streamer: Callable[[], Any], watcher: Watcher, overwrite: bool) -> bool:
+    """Are the inputs of a finished folder other ones by now? As in make, times are asked first; then the checksums.
+
+    Raises:
+        OutputError: if they are, and may not overwrite.
+    """
+    assert planned.output is not None
+    record = planned.output / RECORD
+    times = [max(file.mtime_ns, file.ctime_ns) for c in planned.checkpoints.values() for file in c.files]
+    if max(times) < record.stat().st_mtime_ns:
+        return False
+    from amatax.writing.record import read_record
+
+    watcher.say("input files are newer than the output: comparing their checksums")
+    watcher.start(planned.reads)
+    recorded = read_record(planned.output)["tensors"]
+    results = streamer().run(planned.tensors.values(), lambda tensor, begin, data: None, watcher.wait)
+    changed = [
+        name
+        for name, result in results.items()
+        if any(recorded[name].get(role) != checksum for role, checksum in result.checksums.items())
+    ]
+    if changed and not overwrite:
+        raise OutputError(
+            f"{planned.output}: merged from other inputs: {len(changed)} tensors have changed since, first {min(changed)!r}",
+            "merge into another folder, or replace this one with --overwrite",
+        )
+    return bool(changed)

@@ -1,0 +1,68 @@
+"""What the later stages know of an input: its tensors by disk name and byte range, its config, its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class TensorEntry(NamedTuple):
+    """A tensor on disk: `nbytes` bytes at `offset` of `path`, row-major."""
+
+    name: str
+    dtype: str  # as safetensors names it: BF16
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+class WeightFile(NamedTuple):
+    """A file of tensors, and what tells that it is still the same one."""
+
+    path: Path
+    size: int
+    header: str  # sha256 of the safetensors header, or of the names and shapes in a .bin
+    mtime_ns: int
+    ctime_ns: int  # cannot be set back: catches a file replaced with its old mtime
+
+    def changed(self) -> bool:
+        """Whether the file on disk is another one by now."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return True
+        return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) != (self.size, self.mtime_ns, self.ctime_ns)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. Only headers and configs have been read.
+
+    Attributes:
+        ref: as the recipe names it: a folder or a Hub id with its revision.
+        commit: the Hub's commit, None for folders.
+        folder: where the files are.
+        root: what no file may lie outside of (a Hub cache links from snapshots to blobs beside them).
+        tensors: by disk name, in disk order (file by file, by offset).
+    """
+
+    ref: str
+    commit: str | None
+    folder: Path
+    root: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    files: tuple[WeightFile, ...]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+    @property
+    def pinned(self) -> str:
+        """The reference that will mean the same tomorrow: a folder, or a Hub id at its commit."""
+        return f"{self.ref.partition('@')[0]}@{self.commit}" if self.commit else self.ref

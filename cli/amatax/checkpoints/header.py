@@ -1,0 +1,99 @@
+"""The header of a safetensors file, read strictly: nothing in it is believed before it is checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from amatax.checkpoints.checkpoint import TensorEntry, WeightFile
+from amatax.checkpoints.dtypes import DTYPES, nbytes
+from amatax.errors import CheckpointError
+
+MAX_HEADER = 100_000_000  # the limit of the safetensors library
+INCOMPLETE = "the file is incomplete or damaged: download or save it again"
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def read_header(path: Path) -> tuple[list[TensorEntry], WeightFile]:
+    """The tensors of a safetensors file, by offset, and the file's identity.
+
+    Raises:
+        CheckpointError: if the file is truncated, is no safetensors file, or its header contradicts itself or the file.
+    """
+    with path.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        if stat.st_size == 0:
+            raise CheckpointError(f"{path}: the file is empty", INCOMPLETE)
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if first.startswith(b"version ") or stat.st_size < 8:
+            hint = "this is a git-lfs pointer: run `git lfs pull`" if first.startswith(b"version ") else INCOMPLETE
+            raise CheckpointError(f"{path}: not a safetensors file", hint)
+        if length > MAX_HEADER or length > stat.st_size - 8:
+            raise CheckpointError(
+                f"{path}: not a safetensors file, or cut off in its header "
+                f"(the header claims {length:,} bytes, the file has {stat.st_size:,})",
+                INCOMPLETE,
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except _DuplicateKeyError as error:
+        raise CheckpointError(f"{path}: the header names {error} twice", "save the checkpoint again") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is not JSON ({error})", INCOMPLETE) from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is no JSON object", INCOMPLETE)
+    header.pop("__metadata__", None)
+
+    start = 8 + length
+    entries = sorted((_entry(path, name, item, start) for name, item in header.items()), key=lambda e: e.offset)
+    end = start
+    for entry in entries:
+        if entry.offset != end:
+            what = "overlap" if entry.offset < end else "leave a hole"
+            raise CheckpointError(f"{path}: the tensors {what} before {entry.name!r}", "save the checkpoint again")
+        end += entry.nbytes
+    if end != stat.st_size:
+        less = end > stat.st_size
+        raise CheckpointError(
+            f"{path}: the file is {abs(end - stat.st_size):,} bytes {'shorter' if less else 'longer'} than its header says"
+            f" ({stat.st_size:,} instead of {end:,})",
+            INCOMPLETE,
+        )
+    digest = hashlib.sha256(raw).hexdigest()
+    return entries, WeightFile(path, stat.st_size, digest, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        seen: set[str] = set()
+        raise _DuplicateKeyError(repr(next(k for k, _ in pairs if k in seen or seen.add(k))))  # type: ignore[func-returns-value]
+    return mapping
+
+
+def _entry(path: Path, name: str, item: Any, start: int) -> TensorEntry:
+    """One header item, checked."""
+    try:
+        dtype, shape, (begin, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
+        numbers = (*shape, begin, end)
+        if not all(type(n) is int and n >= 0 for n in numbers):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: the header's entry for {name!r} is malformed", INCOMPLETE) from None
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
+    if end - begin != nbytes(dtype, shape):
+        raise CheckpointError(
+            f"{path}: {name!r} is {dtype} {list(shape)}, {nbytes(dtype, shape):,} bytes, "
+            f"but the header gives it {end - begin:,}",
+            INCOMPLETE,
+        )
+    return TensorEntry(name, dtype, shape, path, start + begin, end - begin)

@@ -1,0 +1,85 @@
+"""Hub repositories: the commit a revision stands for, and the files a merge needs, through huggingface_hub's own cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from amatax.errors import HubError
+
+WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+SIDE_FILES = re.compile(
+    r".*\.(json|jinja|txt|model|tiktoken|py|md|spm|vocab)|LICENSE.*|additional_chat_templates/[^/]+\.jinja",
+    re.IGNORECASE,
+)
+
+
+def fetch(model: str) -> tuple[Path, str]:
+    """Download what a merge needs of `owner/name` or `owner/name@revision` (cached files are not fetched again).
+
+    Returns:
+        The snapshot's folder and its commit.
+
+    Raises:
+        HubError: naming the repository and the next step.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    from amatax import __version__
+
+    repo, _, revision = model.partition("@")
+    try:
+        try:
+            api = HfApi(library_name="amatax", library_version=__version__)
+            info = api.model_info(repo, revision=revision or None)
+        except (OfflineModeIsEnabled, ConnectionError):
+            folder = snapshot_download(repo, revision=revision or None, local_files_only=True)
+            return Path(folder), Path(folder).name
+        files = needed([sibling.rfilename for sibling in info.siblings or []])
+        folder = snapshot_download(
+            repo, revision=info.sha, allow_patterns=files, library_name="amatax", library_version=__version__
+        )
+        return Path(folder), str(info.sha)
+    except Exception as error:
+        raise _hub_error(error, repo, revision) from error
+
+
+def needed(files: list[str]) -> list[str]:
+    """Of a repository's files those a merge reads: one set of weights (safetensors rather than .bin) and the side files."""
+    weights = [file for file in files if WEIGHTS.fullmatch(file)]
+    safe = [file for file in weights if ".safetensors" in file]
+    single = [file for file in safe if file == "model.safetensors"]
+    sides = [file for file in files if file not in weights and SIDE_FILES.fullmatch(file) and ".index.json" not in file]
+    return sorted(
+        (single or safe or weights) + [file for file in sides if file.count("/") <= file.count("chat_templates")]
+    )
+
+
+def _hub_error(error: Exception, repo: str, revision: str) -> Exception:
+    """huggingface_hub's exceptions in one sentence each; what is no fault of the Hub's is returned as it is."""
+    from huggingface_hub import errors
+
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    cases: list[tuple[type[Exception], str, str]] = [
+        (errors.GatedRepoError, "is gated", f"ask for access on its page, then {login}"),
+        (errors.RepositoryNotFoundError, "does not exist, or is private", f"check the id; if it is private, {login}"),
+        (
+            errors.RevisionNotFoundError,
+            f"has no revision {revision!r}",
+            f"see its branches: `hf repos branch list {repo}`",
+        ),
+        (errors.HFValidationError, "is no Hub id", "a Hub id is owner/name; a folder begins with ./, ../, / or ~"),
+        (
+            errors.LocalEntryNotFoundError,
+            "is not in the local cache, and the Hub cannot be reached",
+            f"`hf download {repo}`",
+        ),
+        (errors.HfHubHTTPError, f"could not be read: {str(error).splitlines()[0] if str(error) else error!r}", login),
+        (OSError, f"could not be reached: {error}", "check the connection; files already in the cache work offline"),
+    ]
+    for kind, message, hint in cases:
+        if isinstance(error, kind):
+            found = f"; the folder ./{repo} exists: write ./{repo} to mean it" if Path(repo).exists() else ""
+            return HubError(f"{repo}: {message}", hint + found)
+    return error

@@ -1,0 +1,178 @@
+"""amatax merge"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from amatax.commands.text import bar, columns, human_bytes, layer_range
+
+if TYPE_CHECKING:
+    from amatax.api import MergeResult
+    from amatax.planning.plan import Plan
+
+
+def run(
+    recipe: str = typer.Argument(help="A recipe file, or the name of a ready recipe (`amatax recipes`)."),
+    output: str = typer.Argument(
+        "", help="The folder to write; wins over the recipe's output.path.", show_default=False
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan, found from headers alone, and stop."),
+    device: str = typer.Option("cpu", help="Where to compute: cpu, cuda, cuda:N, or auto."),
+    threads: int = typer.Option(0, help="Workers; 0 is one for each core.", min=0, show_default=False),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace another model in the output folder."),
+    allow_nonfinite: bool = typer.Option(False, "--allow-nonfinite", help="Merge NaN and infinities as they come."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
+    as_json: bool = typer.Option(False, "--json", help="Print the plan or the result as JSON."),
+) -> None:
+    """Merge checkpoints as a recipe says, into a model folder ready for the Hub. A rerun continues an interrupted merge."""
+    from amatax import api
+    from amatax.commands.progress import ProgressWatcher
+    from amatax.recipes.gallery import find_recipe
+
+    file = find_recipe(recipe)
+    if dry_run:
+        planned = api.plan(file, output or None, overwrite=overwrite)
+        if as_json:
+            print(json.dumps(plan_json(planned), indent=2))
+        elif not quiet:
+            print("\n".join(plan_lines(planned, threads)))
+        return
+    with ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
+        result = api.merge(
+            file,
+            output or None,
+            device=device,
+            threads=threads or None,
+            overwrite=overwrite,
+            allow_nonfinite=allow_nonfinite,
+            watcher=watcher,
+        )
+    if as_json:
+        print(json.dumps(result_json(result), indent=2))
+    elif not quiet:
+        print("\n".join(result_lines(result)))
+
+
+def block_lines(plan: Plan) -> list[str]:
+    """The blocks and what lies outside them, with their ratios as bars (a full bar is RLHF)."""
+    rows = []
+    for i, block in enumerate(plan.blocks):
+        parts = [("", block.attention)]
+        if block.attention != block.mlp:
+            parts = [(" attention", block.attention), (" mlp", block.mlp)]
+        rows += [[f"block {i}", f"layers {layer_range(block.layers)}{name}", f"{r:g}", bar(r)] for name, r in parts]
+    outside: dict[tuple[str, float], int] = {}
+    for tensor in plan.tensors.values():
+        kind = tensor.place.kind
+        if tensor.place.layer is not None and kind != "norm":
+            continue
+        if kind == "norm":
+            kind_name = "norms" if tensor.place.layer is None else "layers' norms"
+            block_of = next((b for b in plan.blocks if tensor.place.layer in b.layers), None)
+            if block_of is not None and tensor.ratio == block_of.rest:
+                continue  # goes with its block
+        else:
+            kind_name = {"embedding": "embeddings", "head": "head"}.get(kind, "other")
+        outside[kind_name, tensor.ratio] = outside.get((kind_name, tensor.ratio), 0) + 1
+    for (name, ratio), count in outside.items():
+        rows.append([name, f"{count} tensor{'s' if count > 1 else ''}", f"{ratio:g}", bar(ratio)])
+    return columns(rows, right=(2,))
+
+
+def plan_lines(plan: Plan, threads: int) -> list[str]:
+    """The plan for people."""
+    from amatax.planning.memory import expected_memory
+
+    lines = []
+    for role, checkpoint in plan.checkpoints.items():
+        where = f" ({checkpoint.commit[:12]})" if checkpoint.commit else ""
+        size = f"{len(checkpoint.tensors)} tensors, {human_bytes(checkpoint.nbytes)}, {len(checkpoint.files)} file(s)"
+        lines.append(f"{role:<6} {checkpoint.ref}{where}: {size}")
+    kinds = {"merged": 0, "copied from sft": 0, "copied from rlhf": 0, "copied from base": 0}
+    for tensor in plan.tensors.values():
+        kinds[f"copied from {tensor.copy_of}" if tensor.copy_of else "merged"] += 1
+    shown = ", ".join(f"{count} {what}" for what, count in kinds.items() if count)
+    lines += [
+        "",
+        f"{plan.model.layers} layers in {len(plan.blocks)} block(s), share of RLHF by {plan.recipe.merge.method}:",
+    ]
+    lines += [f"  {line}" for line in block_lines(plan)]
+    overridden = len(plan.recipe.merge.resolved_ratios().overrides)  # type: ignore[union-attr]
+    if overridden:
+        lines.append(f"  and {overridden} override(s); --json lists every tensor's ratio")
+    lines += ["", f"tensors  {len(plan.tensors)}: {shown}"]
+    lines += [
+        f"reads    {human_bytes(plan.reads)}",
+        f"writes   {human_bytes(plan.writes)} in {len(plan.shards)} shard(s)",
+    ]
+    lines += [f"memory   about {human_bytes(expected_memory(plan, threads or None))}"]
+    lines += [f"output   {plan.output or 'none named yet'} ({plan.found.value})"]
+    lines += [f"note     {note}" for note in plan.notes]
+    return lines
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan for scripts."""
+    from amatax.planning.memory import expected_memory
+
+    return {
+        "identity": plan.identity,
+        "method": plan.recipe.merge.method,
+        "models": {role: {"ref": c.ref, "commit": c.commit, "bytes": c.nbytes} for role, c in plan.checkpoints.items()},
+        "layers": plan.model.layers,
+        "blocks": [
+            {"layers": [b.layers.start, b.layers.stop - 1], "attention": b.attention, "mlp": b.mlp} for b in plan.blocks
+        ],
+        "tensors": {
+            t.name: {
+                "ratio": t.ratio,
+                "layer": t.place.layer,
+                "kind": t.place.kind,
+                "dtype": t.dtype,
+                "shape": list(t.shape),
+                "copy_of": t.copy_of,
+            }
+            for t in plan.tensors.values()
+        },
+        "shards": {shard.file: shard.nbytes for shard in plan.shards},
+        "reads": plan.reads,
+        "writes": plan.writes,
+        "memory": expected_memory(plan),
+        "output": str(plan.output) if plan.output else None,
+        "state": plan.found.value,
+        "notes": plan.notes,
+    }
+
+
+def result_lines(result: MergeResult) -> list[str]:
+    """The result for people."""
+    plan, folder = result.plan, result.output
+    if result.already:
+        return [f"{folder} is finished already: the same merge, nothing was written"]
+    lines = [f"merged into {folder} ({human_bytes(plan.writes)}, {len(plan.shards)} shard(s), {result.seconds:.1f} s)"]
+    lines += [f"  {line}" for line in block_lines(plan)]
+    if result.rounded_away is not None:
+        lines.append(
+            f"rounding to the output dtype took {result.rounded_away:.1%} of the mean change from sft (of a sample)"
+        )
+    lines += [f"note: {note}" for note in result.notes]
+    lines += [f'load:   AutoModelForCausalLM.from_pretrained("{folder}")', f"check:  amatax verify {folder} --load"]
+    return lines
+
+
+def result_json(result: MergeResult) -> dict[str, Any]:
+    """The result for scripts."""
+    return {
+        "output": str(result.output),
+        "already_finished": result.already,
+        "identity": result.plan.identity,
+        "shards": {shard.file: shard.nbytes for shard in result.plan.shards},
+        "shards_kept": result.shards_kept,
+        "bytes": result.plan.writes,
+        "seconds": round(result.seconds, 3),
+        "rounded_away": result.rounded_away,
+        "notes": result.notes,
+    }

@@ -1,0 +1,43 @@
+"""Merge kernels: one file, one pure function of its name each. Adding a file adds the method.
+
+A kernel is `(tensors, ratio, *, options) -> tensor`: `tensors` maps each role the module's NEEDS lists to a chunk of that
+model's tensor (float32 or float64, all of one shape, on one device), `ratio` is the share of RLHF (a float, or a scalar
+tensor that wants a gradient), and the keyword-only arguments, with their types and defaults, are the recipe's options.
+It must not write to its inputs. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+
+@cache
+def method_names() -> list[str]:
+    """The methods there are, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def kernel(method: str) -> Callable[..., Any]:
+    """The method's function."""
+    return getattr(import_module(f"{__name__}.{method}"), method)
+
+
+def method_needs(method: str) -> tuple[str, ...]:
+    """The roles whose tensors the method reads."""
+    return tuple(import_module(f"{__name__}.{method}").NEEDS)
+
+
+def method_copies(method: str) -> dict[float, str]:
+    """The ratios at which the result is one model's tensor, bit for bit, and whose."""
+    return dict(getattr(import_module(f"{__name__}.{method}"), "COPIES", {}))
+
+
+def method_options(method: str) -> dict[str, inspect.Parameter]:
+    """The method's options by name."""
+    parameters = inspect.signature(kernel(method)).parameters
+    return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -1,0 +1,28 @@
+"""Model averaging, the merge of AMA (arXiv 2309.06256, Section 4): theta_0 + ratio * (theta - theta_0), theta_0 = SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NEEDS = ("sft", "rlhf")
+COPIES = {0.0: "sft", 1.0: "rlhf"}
+
+
+def average(tensors: Mapping[str, torch.Tensor], ratio: float | torch.Tensor) -> torch.Tensor:
+    """sft - ratio * (sft - rlhf), each operation rounded once.
+
+    Where both are equal the result is that value, signed zeros included, which sft + ratio * (rlhf - sft) does not give
+    (-0.0 + 0.0 is 0.0). The product and the sum stay two operations: fused, they would differ between devices.
+
+    Args:
+        tensors: `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        ratio: the share of RLHF; 0 is SFT, 1 is RLHF.
+
+    Returns:
+        A new tensor of the same shape, dtype and device.
+    """
+    return (tensors["sft"] - tensors["rlhf"]).mul_(-ratio).add_(tensors["sft"])

@@ -1,0 +1,1 @@
+"""Stage 3, what will happen: every tensor's place and ratio, the output's layout, and every fault, from headers alone."""

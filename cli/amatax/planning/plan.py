@@ -1,0 +1,328 @@
+"""Recipe + headers -> Plan, or every fault at once. No tensor is read and torch is not needed (but to open .bin files)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
+from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE
+from amatax.checkpoints.opening import open_checkpoint
+from amatax.errors import AmataxError, Fault, PlanError
+from amatax.methods import method_copies, method_needs
+from amatax.planning import siblings
+from amatax.planning.destination import State, destination_faults, state
+from amatax.planning.layout import OutputTensor, Shard, lay_out
+from amatax.planning.names import Anatomy, Place, anatomy
+from amatax.planning.ratios import PlannedBlock, plan_blocks, tensor_ratios
+from amatax.recipes.schema import Recipe
+
+FORMAT = 1  # of the record; part of the identity
+
+
+class PlannedTensor(NamedTuple):
+    """One tensor of the output and what it is made of."""
+
+    name: str
+    dtype: str  # on disk, of the output
+    shape: tuple[int, ...]
+    place: Place
+    ratio: float  # share of RLHF
+    copy_of: str | None  # the model whose values are taken as they are; None: merged
+    sources: dict[str, TensorEntry]  # what is read
+
+    @property
+    def reads(self) -> int:
+        """Bytes read."""
+        return sum(entry.nbytes for entry in self.sources.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a merge that is known before it: found from headers, configs and the disk alone.
+
+    Attributes:
+        recipe: with Hub models pinned to commits and the ratios in their long form.
+        checkpoints: the opened inputs by role.
+        model: the SFT model's anatomy (layers, stacks, the place of every tensor).
+        blocks: the blocks with their layers and ratios.
+        tensors: by name, in disk order.
+        shards: the output's files with their headers and offsets.
+        config_changes: what is set in the copied config.json so that it is true to the weights.
+        notes: what a careful user wants to know.
+        identity: the same for the same merge: recipe, inputs' headers, layout; not the output's path.
+        output: the folder to write; None if none was named (a plan can be looked at without one).
+        found: what stands there now.
+    """
+
+    recipe: Recipe
+    checkpoints: dict[str, Checkpoint]
+    model: Anatomy
+    blocks: list[PlannedBlock]
+    tensors: dict[str, PlannedTensor]
+    shards: list[Shard]
+    config_changes: dict[str, Any]
+    notes: list[str]
+    identity: str
+    output: Path | None
+    found: State
+
+    @property
+    def reads(self) -> int:
+        """Bytes of tensors that will be read."""
+        return sum(tensor.reads for tensor in self.tensors.values())
+
+    @property
+    def writes(self) -> int:
+        """Bytes of tensors and headers that will be written."""
+        return sum(shard.nbytes for shard in self.shards)
+
+
+def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = False) -> Plan:
+    """Plan a merge.
+
+    Args:
+        recipe: what is wanted.
+        output: the folder to write; wins over the recipe's output.path.
+        overwrite: another model may stand in the output folder.
+
+    Raises:
+        PlanError: with every fault that headers, configs and the disk can show.
+        CheckpointError, HubError: if an input cannot be opened at all and is the only fault.
+    """
+    if output is None and recipe.output.path is not None:
+        output = Path(recipe.output.path).expanduser()
+    ratios = recipe.merge.resolved_ratios()
+    faults: list[Fault] = []
+    if ratios is None:
+        hint = "write `ratios: 0.5`, or a list of a ratio for each block"
+        faults.append(Fault("merge.ratios is needed for a merge", recipe.where("merge"), hint))
+    checkpoints = _open_all(recipe, faults)
+    if faults or ratios is None:
+        raise PlanError(faults)
+
+    sft = checkpoints["sft"]
+    needs = method_needs(recipe.merge.method)
+    for role in needs:
+        faults += siblings.quantised(checkpoints[role], role)
+    model = anatomy(sft.tensors, sft.config)
+    faults += _layer_faults(model, sft)
+    notes = [f"{role}: {note}" for role, checkpoint in checkpoints.items() for note in checkpoint.notes]
+    tensors: dict[str, dict[str, TensorEntry]] = {"sft": sft.tensors}
+    for role in needs:
+        if role != "sft":
+            tensors[role], matched = siblings.align(sft, checkpoints[role], role)
+            notes += matched
+
+    tied, tie_notes, tie_faults = _resolve_tying(recipe, checkpoints, tensors, model)
+    notes += tie_notes
+    faults += tie_faults
+    model = anatomy(tensors["sft"], sft.config)  # untying may have added a head
+    for role in needs:
+        if role != "sft" and not tie_faults:
+            theirs = anatomy(tensors[role], checkpoints[role].config)
+            aligned = Checkpoint(sft.ref, None, sft.folder, sft.root, sft.config, tensors["sft"], ())
+            faults += siblings.same_tensors(aligned, checkpoints[role], tensors[role], role, (model, theirs))
+    if faults:
+        raise PlanError(faults)
+    blocks, block_faults = plan_blocks(recipe, ratios, model.layers)
+    if block_faults:
+        raise PlanError(block_faults)
+    by_name, ratio_faults = tensor_ratios(recipe, ratios, model, blocks, tied is True)
+    if ratio_faults:
+        raise PlanError(ratio_faults)
+
+    planned = {name: _plan_tensor(recipe, name, model.places[name], by_name[name], tensors) for name in tensors["sft"]}
+    shards = lay_out([OutputTensor(t.name, t.dtype, t.shape) for t in planned.values()], recipe.output.shard_bytes)
+    changes = _config_changes(recipe, checkpoints[recipe.output.config], list(planned.values()), tied)
+    notes += _notes(recipe, checkpoints, tensors, planned)
+    pinned = _pin(recipe, checkpoints)
+    identity = _identity(pinned, checkpoints, shards)
+    found = state(output, identity) if output else State.ABSENT
+    if output is not None:
+        folders = [checkpoint.folder for checkpoint in checkpoints.values()]
+        writes = sum(shard.nbytes for shard in shards)
+        if faults := list(destination_faults(output, folders, writes, found, overwrite)):
+            raise PlanError(faults)
+    return Plan(pinned, checkpoints, model, blocks, planned, shards, changes, notes, identity, output, found)
+
+
+def _open_all(recipe: Recipe, faults: list[Fault]) -> dict[str, Checkpoint]:
+    """The models the method reads and those whose files are copied."""
+    named = recipe.models.by_role()
+    wanted: list[str] = [*method_needs(recipe.merge.method), recipe.output.tokenizer, recipe.output.config]
+    checkpoints: dict[str, Checkpoint] = {}
+    for role in dict.fromkeys(wanted):
+        if role not in named:
+            faults.append(
+                Fault(f"models.{role} is needed here", recipe.where("models"), f"add `{role}:` under `models`")
+            )
+            continue
+        try:
+            checkpoints[role] = open_checkpoint(named[role])
+        except AmataxError as error:
+            faults.append(Fault(error.message, recipe.where("models", role), error.hint))
+    return checkpoints
+
+
+def _layer_faults(model: Anatomy, sft: Checkpoint) -> list[Fault]:
+    if model.layers and model.promised in (None, model.layers):
+        found = {place.layer for place in model.places.values() if place.layer is not None}
+        missing = sorted(set(range(model.layers)) - found)
+        if not missing:
+            return []
+        message = f"config.json promises {model.layers} layers, the tensors have none of layer {missing[0]}"
+    elif model.layers:
+        message = f"config.json promises {model.promised} layers, the tensors have {model.layers}"
+    else:
+        seen = ", ".join(f"{stack.prefix} ({len(stack.indices)})" for stack in model.stacks) or "none"
+        message = f"no transformer layers found (numbered stacks: {seen})"
+    return [Fault(f"sft: {message}", sft.ref, "`amatax inspect FOLDER` shows what was found")]
+
+
+def _resolve_tying(
+    recipe: Recipe, checkpoints: dict[str, Checkpoint], tensors: dict[str, dict[str, TensorEntry]], model: Anatomy
+) -> tuple[bool | None, list[str], list[Fault]]:
+    """Is the head the token embedding? (None: the model has no such head.) With `untie`, `tensors` gains a head of its own.
+
+    The tensors are trusted first, the config second.
+    """
+    owned = {role: siblings.head_names(t, anatomy(t, checkpoints[role].config)) for role, t in tensors.items()}
+    without = [role for role, (embeddings, heads) in owned.items() if embeddings and not heads]
+    having = [role for role, (_, heads) in owned.items() if heads]
+    flag = siblings.tie_flag(checkpoints["sft"].config)
+    embeddings, heads = owned["sft"]
+    if without and having:
+        if not recipe.merge.untie:
+            message = f"{having[0]} has a head of its own ({owned[having[0]][1][0]!r}), {without[0]} ties it to its embeddings"
+            hint = "write `untie: true` under `merge`: both are merged as two matrices"
+            return None, [], [Fault(message, checkpoints[without[0]].ref, hint)]
+        head = owned[having[0]][1][0]
+        for role in without:
+            own = owned[role][0][0]
+            tensors[role] = {**tensors[role], head: tensors[role][own]._replace(name=head)}
+        names = " and ".join(without)
+        return False, [f"{names} ties its embeddings: its head is written as a matrix of its own, {head!r}"], []
+    if heads:
+        if flag and embeddings:
+            twice = all(siblings.same_bytes(t[embeddings[0]], t[h]) for t in tensors.values() for h in heads if h in t)
+            if twice:
+                return (
+                    True,
+                    [f"embeddings are tied and on disk twice: {heads[0]!r} and {embeddings[0]!r} follow `head`"],
+                    [],
+                )
+            return False, [f"config.json says tied, but {heads[0]!r} and {embeddings[0]!r} differ: two matrices"], []
+        return False, [], []
+    if embeddings and (flag or siblings.is_language_model(checkpoints["sft"].config)):
+        notes = [f"embeddings are tied: {embeddings[0]!r} counts as the head, and `head` decides its ratio"]
+        if flag is False:
+            notes.append("config.json says untied, but no head is on disk: `tie_word_embeddings: true` is written")
+        return True, notes, []
+    return None, [], []
+
+
+def _plan_tensor(
+    recipe: Recipe, name: str, place: Place, ratio: float, tensors: dict[str, dict[str, TensorEntry]]
+) -> PlannedTensor:
+    sft = tensors["sft"][name]
+    sources: dict[str, TensorEntry] = {role: entries[name] for role, entries in tensors.items()}
+    if sft.dtype in INTEGER or any(entry.dtype not in MERGEABLE for entry in sources.values()):
+        return PlannedTensor(
+            name, sft.dtype, sft.shape, place, 0.0, "sft", sources
+        )  # all are read, to note a difference
+    dtype = DISK_NAMES[recipe.output.dtype] if recipe.output.dtype else sft.dtype
+    copy_of: str | None = method_copies(recipe.merge.method).get(ratio)
+    if copy_of is not None:
+        sources = {copy_of: sources[copy_of]}
+    return PlannedTensor(name, dtype, sft.shape, place, ratio, copy_of, sources)
+
+
+def _config_changes(
+    recipe: Recipe, source: Checkpoint, tensors: Sequence[PlannedTensor], tied: bool | None
+) -> dict[str, Any]:
+    """What config.json must say of the weights and does not."""
+    changes: dict[str, Any] = {}
+    amounts: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.dtype in MERGEABLE:
+            size = 1
+            for n in tensor.shape:
+                size *= n
+            amounts[tensor.dtype] = amounts.get(tensor.dtype, 0) + size
+    if amounts:
+        from amatax.checkpoints.dtypes import torch_name
+
+        dtype = torch_name(max(amounts, key=lambda d: amounts[d]))
+        said = source.config.get("dtype", source.config.get("torch_dtype"))
+        if said != dtype:
+            changes["dtype"] = dtype
+    if tied is not None and siblings.tie_flag(source.config) not in (tied, None if tied else False):
+        changes["tie_word_embeddings"] = tied
+    return changes
+
+
+def _notes(
+    recipe: Recipe,
+    checkpoints: dict[str, Checkpoint],
+    tensors: dict[str, dict[str, TensorEntry]],
+    planned: dict[str, PlannedTensor],
+) -> list[str]:
+    notes: list[str] = []
+    sft = checkpoints["sft"]
+    for role, entries in tensors.items():
+        if role == "sft":
+            continue
+        notes += siblings.dtype_notes(sft, entries, role)
+        notes += [
+            f"config: {d} (sft -> {role}; {recipe.output.config}'s is written)"
+            for d in siblings.config_differences(sft, checkpoints[role])
+        ]
+        if files := siblings.tokenizer_differences(sft, checkpoints[role]):
+            notes.append(
+                f"tokenizer: {', '.join(files)} differ between sft and {role}; {recipe.output.tokenizer}'s are copied"
+            )
+    code = sorted(path.name for path in checkpoints[recipe.output.config].folder.glob("*.py"))
+    if code:
+        notes.append(f"custom code is copied and never run: {', '.join(code)}")
+    copied = [t.name for t in planned.values() if t.dtype in INTEGER]
+    if copied:
+        notes.append(f"{len(copied)} integer tensors are copied from sft")
+    other = [t for t in planned.values() if t.place.kind == "other"]
+    if other:
+        ratios = sorted({t.ratio for t in other})
+        shown = ", ".join(f"{r:g}" for r in ratios[:3])
+        notes.append(
+            f"{len(other)} tensors are outside the backbone (`other`), at ratio {shown}; first {other[0].name!r}"
+        )
+    return notes
+
+
+def _pin(recipe: Recipe, checkpoints: dict[str, Checkpoint]) -> Recipe:
+    """The recipe with Hub models at their commits, so that it means the same tomorrow."""
+    pinned = {
+        role: checkpoints[role].pinned if role in checkpoints else ref for role, ref in recipe.models.by_role().items()
+    }
+    merge = recipe.merge.model_copy(update={"ratios": recipe.merge.resolved_ratios()})
+    result = recipe.model_copy(update={"models": recipe.models.model_copy(update=pinned), "merge": merge})
+    result._origin = recipe._origin
+    return result
+
+
+def _identity(recipe: Recipe, checkpoints: dict[str, Checkpoint], shards: list[Shard]) -> str:
+    """sha256 over what the output's tensors depend on, without times and without the output's path."""
+    content = {
+        "format": FORMAT,
+        "models": {
+            role: {"ref": c.pinned, "files": [(f.path.name, f.size, f.header) for f in c.files]}
+            for role, c in sorted(checkpoints.items())
+        },
+        "merge": recipe.merge.model_dump(mode="json"),
+        "output": recipe.output.model_dump(mode="json", exclude={"path"}),
+        "shards": [hashlib.sha256(shard.header).hexdigest() for shard in shards],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

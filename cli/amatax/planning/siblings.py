@@ -1,0 +1,185 @@
+"""Are these checkpoints siblings? Names, shapes, dtypes, layers, vocabularies, tied embeddings, quantisation, tokenizers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
+from amatax.checkpoints.dtypes import INTEGER, MERGEABLE
+from amatax.errors import Fault
+from amatax.planning.names import TEXT_CONFIGS, Anatomy, is_token_embedding
+
+PREFIXES = ("model.", "transformer.", "language_model.", "base_model.", "model.language_model.")
+PACKED = re.compile(
+    r"\.(qweight|qzeros|g_idx|absmax|quant_map|nested_absmax|quant_state\..*|weight_scale|weight_scale_inv|weight_packed"
+    r"|SCB|\w+_blocks|\w+_scales)$"
+)
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+CONFIG_CHATTER = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_attn_implementation"}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+SHOWN = 3  # how many names a message lists
+
+
+def align(sft: Checkpoint, other: Checkpoint, role: str) -> tuple[dict[str, TensorEntry], list[str]]:
+    """The other model's tensors under the SFT model's names, if only a known prefix tells them apart; and notes."""
+    if other.tensors.keys() == sft.tensors.keys():
+        return other.tensors, []
+    for prefix in PREFIXES:
+        renamed = {}
+        for name, entry in other.tensors.items():
+            if name not in sft.tensors:
+                if prefix + name in sft.tensors:
+                    name = prefix + name
+                elif name.startswith(prefix) and name.removeprefix(prefix) in sft.tensors:
+                    name = name.removeprefix(prefix)
+            renamed[name] = entry
+        if renamed.keys() == sft.tensors.keys():
+            return renamed, [
+                f"{role}: names differ from sft's by the prefix {prefix!r}; they are matched, sft's are written"
+            ]
+    return other.tensors, []
+
+
+def quantised(checkpoint: Checkpoint, role: str) -> Iterator[Fault]:
+    """Weights that are packed codes, not numbers, cannot be averaged."""
+    hint = "merge the unquantised checkpoints and quantise the result"
+    quantisation = checkpoint.config.get("quantization_config") or {}
+    method = quantisation.get("quant_method") or quantisation.get("quantization_method") if quantisation else None
+    packed = [name for name in checkpoint.tensors if PACKED.search(name)]
+    strange = [e for e in checkpoint.tensors.values() if e.dtype not in MERGEABLE and e.dtype not in INTEGER]
+    if quantisation:
+        yield Fault(f"{role} is quantised ({method or 'quantization_config'} in its config.json)", checkpoint.ref, hint)
+    elif packed:
+        message = f"{role} is quantised: {len(packed)} packed tensors or scales, first {packed[0]!r}"
+        yield Fault(message, checkpoint.ref, hint)
+    elif strange:
+        message = f"{role}: {len(strange)} tensors are {strange[0].dtype}, which cannot be averaged, first {strange[0].name!r}"
+        yield Fault(message, checkpoint.ref, hint)
+
+
+def same_tensors(
+    sft: Checkpoint, other: Checkpoint, tensors: dict[str, TensorEntry], role: str, models: tuple[Anatomy, Anatomy]
+) -> Iterator[Fault]:
+    """Names and shapes, with what explains a difference said first."""
+    mine, theirs = models
+    if mine.layers != theirs.layers:
+        message = f"sft has {mine.layers} layers, {role} has {theirs.layers}"
+        yield Fault(message, other.ref, "only checkpoints of one architecture and size can be merged")
+        return
+    missing = [name for name in sft.tensors if name not in tensors]
+    extra = [name for name in tensors if name not in sft.tensors]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"lacks {_some(missing)} that sft has")
+        if extra:
+            parts.append(f"has {_some(extra)} that sft lacks")
+        hint = "every tensor must be in both; are they fine-tunes of one base, saved by the same class?"
+        yield Fault(f"{role} {' and '.join(parts)}", other.ref, hint)
+    differ = [n for n, e in sft.tensors.items() if n in tensors and tensors[n].shape != e.shape]
+    vocabulary = [n for n in differ if models[0].places[n].kind in ("embedding", "head")]
+    if vocabulary:
+        name = vocabulary[0]
+        ours, others = sft.tensors[name].shape[0], tensors[name].shape[0]
+        yield Fault(
+            f"the vocabularies differ: {name!r} has {ours} rows in sft and {others} in {role}",
+            other.ref,
+            f"bring both to one size first: model.resize_token_embeddings({max(ours, others)}), tokenizer included",
+        )
+    rest = [n for n in differ if n not in vocabulary]
+    if rest:
+        name = rest[0]
+        shapes = f"{list(sft.tensors[name].shape)} in sft, {list(tensors[name].shape)} in {role}"
+        hint = "only checkpoints of one architecture and size can be merged"
+        yield Fault(f"{len(rest)} tensors have other shapes, first {name!r}: {shapes}", other.ref, hint)
+
+
+def dtype_notes(sft: Checkpoint, tensors: dict[str, TensorEntry], role: str) -> Iterator[str]:
+    """Different dtypes are merged, and said."""
+    pairs: dict[tuple[str, str], int] = {}
+    for name, entry in sft.tensors.items():
+        if name in tensors and tensors[name].dtype != entry.dtype:
+            key = (entry.dtype, tensors[name].dtype)
+            pairs[key] = pairs.get(key, 0) + 1
+    for (mine, theirs), count in sorted(pairs.items()):
+        yield f"{count} tensors are {mine} in sft and {theirs} in {role}"
+
+
+def tie_flag(config: dict[str, Any]) -> bool | None:
+    """tie_word_embeddings, wherever it stands; None if the config leaves it to the class's default."""
+    for part in (config, *(config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), dict))):
+        if isinstance(part.get("tie_word_embeddings"), bool):
+            return part["tie_word_embeddings"]
+    return None
+
+
+def head_names(tensors: dict[str, TensorEntry], model: Anatomy) -> tuple[list[str], list[str]]:
+    """(token embeddings, heads of the same shape)."""
+    embeddings = [n for n in tensors if n in model.places and is_token_embedding(n, model.places[n])]
+    shapes = {tensors[n].shape for n in embeddings}
+    heads = [n for n in tensors if n in model.places and model.places[n].kind == "head" and tensors[n].shape in shapes]
+    return embeddings, heads
+
+
+def is_language_model(config: dict[str, Any]) -> bool:
+    """Whether the class that the config names has a head over the vocabulary."""
+    return any(str(name).endswith(LANGUAGE_MODELS) for name in config.get("architectures") or [])
+
+
+def same_bytes(a: TensorEntry, b: TensorEntry, block: int = 1 << 22) -> bool:
+    """Whether two tensors hold the same bytes. Reads tensor data: only for a tied pair that is on disk twice."""
+    if (a.path, a.offset, a.nbytes) == (b.path, b.offset, b.nbytes):
+        return True
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with a.path.open("rb") as fa, b.path.open("rb") as fb:
+        fa.seek(a.offset)
+        fb.seek(b.offset)
+        left = a.nbytes
+        while left > 0:
+            n = min(block, left)
+            if fa.read(n) != fb.read(n):
+                return False
+            left -= n
+    return True
+
+
+def config_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:
+    """Keys whose values differ, as 'key: sft's -> other's'."""
+    a, b = _flat(sft.config), _flat(other.config)
+    keys = [key for key in sorted(a.keys() | b.keys()) if key.rpartition(".")[2] not in CONFIG_CHATTER]
+    return [f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}" for key in keys if a.get(key) != b.get(key)]
+
+
+def tokenizer_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:
+    """Tokenizer files that are in both folders and differ, or in one only."""
+
+    def content(folder: Path, file: str) -> bytes | None:
+        return (folder / file).read_bytes() if (folder / file).is_file() else None
+
+    return [f for f in TOKENIZER_FILES if content(sft.folder, f) != content(other.folder, f)]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    noun = "tensor" if len(names) == 1 else "tensors"
+    return f"{len(names)} {noun} ({shown}{', ...' if len(names) > SHOWN else ''})"

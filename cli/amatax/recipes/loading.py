@@ -1,0 +1,249 @@
+"""YAML text -> Recipe, or every fault in it at once, each with file, line, key path and the nearest real key."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from amatax.errors import Fault, RecipeError
+from amatax.methods import method_names, method_options
+from amatax.recipes import schema
+from amatax.recipes.schema import Block, Origin, Ratios, Recipe, is_folder
+
+Path_ = tuple[str | int, ...]
+UNION_TAGS = {"ratio", "list", "mapping", "block"}
+
+
+def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
+    """Read a recipe from a YAML file (or from a mapping, as if it stood in the working directory).
+
+    Model folders come back absolute: they are relative to the recipe's file.
+
+    Raises:
+        RecipeError: with all faults of the text.
+    """
+    if isinstance(source, Mapping):
+        return parse_recipe(yaml.safe_dump(dict(source), sort_keys=False), "recipe", Path.cwd())
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError([Fault("no such recipe", str(path), "`amatax recipes` lists the ready ones")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([Fault(f"cannot be read as text: {error}", str(path))]) from None
+    return parse_recipe(text, str(path), path.resolve().parent)
+
+
+def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
+    """Parse a recipe's text; `file` is for messages, `folder` is what model folders are relative to."""
+    data, lines, faults = _read_yaml(text, file)
+    origin = Origin(file, lines)
+    if not faults and not isinstance(data, dict):
+        faults = [Fault("a recipe is a mapping with `models` and `merge`", file, "see `amatax recipes quickstart`")]
+    if isinstance(data, dict):
+        recipe = None
+        try:
+            recipe = Recipe.model_validate(data)
+        except ValidationError as error:
+            faults += _schema_faults(error, origin)
+        else:
+            faults += list(_value_faults(recipe, origin))
+        if recipe is not None and not faults:
+            models = {role: _absolute(model, folder) for role, model in recipe.models.by_role().items()}
+            recipe = recipe.model_copy(update={"models": schema.Models.model_validate(models)})
+            recipe._origin = origin
+            return recipe
+    raise RecipeError(faults)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, defaults written out; parsing it gives an equal recipe."""
+    data = {key: value for key, value in recipe.model_dump(mode="json", exclude_none=True).items() if value != {}}
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _absolute(model: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(model).expanduser()) if is_folder(model) else model
+
+
+def _read_yaml(text: str, file: str) -> tuple[Any, dict[Path_, int], list[Fault]]:
+    """The data, the line of every key, and the faults of the YAML itself (syntax, duplicate keys)."""
+    loader = yaml.SafeLoader(text)
+    lines: dict[Path_, int] = {}
+    faults: list[Fault] = []
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, lines, [Fault("the recipe is empty", file, "see `amatax recipes quickstart`")]
+        for path, line, duplicate in _walk(node, ()):
+            if duplicate:
+                where = f"{file}:{line} ({schema.dotted(path)})"
+                faults.append(Fault(f"this key stands twice (first in line {lines[path]})", where, "keep one of them"))
+            lines.setdefault(path, line)
+        return loader.construct_document(node), lines, faults
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
+        return None, lines, [Fault(f"not valid YAML: {error.problem or error.context}", where)]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return None, lines, [Fault(f"not valid YAML: {error}", file)]
+    finally:
+        loader.dispose()
+
+
+def _walk(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, int, bool]]:
+    """(path, line, is a duplicate) of every key and list item."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            yield (*path, key.value), key.start_mark.line + 1, key.value in seen
+            seen.add(key.value)
+            yield from _walk(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield (*path, i), item.start_mark.line + 1, False
+            yield from _walk(item, (*path, i))
+
+
+def _schema_faults(error: ValidationError, origin: Origin) -> list[Fault]:
+    """pydantic's errors in the recipe's words, one for each key."""
+    faults: dict[Path_, Fault] = {}
+    for item in error.errors(include_url=False):
+        path = _written_path(item["loc"], origin)
+        if path in faults:
+            continue  # the other members of a union say the same again
+        message, hint = item["msg"], ""
+        if item["type"] == "extra_forbidden":
+            message, hint = "unknown key", _nearest(str(path[-1]), _keys_at(path[:-1]))
+        elif item["type"] == "missing":
+            message, hint = "this key is needed", f"add `{path[-1]}:`"
+        elif path and path[-1] in ("layers",):
+            message = f"{item['input']!r} is no range of layers"
+            hint = "layers are zero-based and inclusive, like 0-7 or 3"
+        elif isinstance(item.get("input"), str | int | float | bool) or item.get("input") is None:
+            message = f"{message[0].lower()}{message[1:]}, not {item.get('input')!r}"
+            hint = _nearest(
+                str(item.get("input")), item.get("ctx", {}).get("expected", "").replace("'", "").split(" or ")
+            )
+        else:
+            message = f"{message[0].lower()}{message[1:]}"
+        faults[path] = Fault(message, origin.where(path), hint)
+    return list(faults.values())
+
+
+def _written_path(loc: Path_, origin: Origin) -> Path_:
+    """pydantic's location without the tags of unions, which stand in no recipe."""
+    path: Path_ = ()
+    for i, key in enumerate(loc):
+        if (*path, key) in origin.lines:
+            path = (*path, key)
+        elif i == len(loc) - 1 and isinstance(key, str) and key not in UNION_TAGS and key.isidentifier():
+            path = (*path, key)  # a missing key
+    return path
+
+
+def _keys_at(path: Path_) -> list[str]:
+    """The keys that the schema knows at a path."""
+    homes: dict[str, type[BaseModel]] = {
+        "": Recipe,
+        "models": schema.Models,
+        "merge": schema.Merge,
+        "output": schema.Output,
+        "fit": schema.Fit,
+        "ratios": Ratios,
+        "blocks": Block,
+        "overrides": schema.Override,
+    }
+    names = [key for key in path if isinstance(key, str)]
+    if names[-1:] == ["ratios"] and isinstance(path[-1], int):
+        return list(Block.model_fields)  # a bare list of blocks
+    home = homes.get(names[-1] if names else "")
+    return list(home.model_fields) if home else []
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    known = [k for k in known if k]
+    return f"known here: {', '.join(known)}" if known else ""
+
+
+def _value_faults(recipe: Recipe, origin: Origin) -> Iterator[Fault]:
+    """What types alone cannot say."""
+    merge = recipe.merge
+    for role, model in recipe.models.by_role().items():
+        if not is_folder(model) and (model.count("/") > 1 or " " in model or model.startswith(("@", "/"))):
+            yield Fault(
+                f"{model!r} is neither a folder nor a Hub id",
+                origin.where(("models", role)),
+                "a folder begins with ./, ../, / or ~; a Hub id is owner/name or owner/name@revision",
+            )
+    if merge.method not in method_names():
+        hint = _nearest(merge.method, method_names())
+        yield Fault(f"there is no method {merge.method!r}", origin.where(("merge", "method")), hint)
+    else:
+        known = method_options(merge.method)
+        for key in merge.options:
+            if key not in known:
+                keys = [*(k for k in schema.Merge.model_fields), *known]
+                yield Fault("unknown key", origin.where(("merge", key)), _nearest(key, keys))
+    yield from _ratio_faults(recipe, origin)
+    if recipe.output.shard_bytes <= 0:
+        yield Fault("a shard needs at least one byte", origin.where(("output", "max_shard_size")), "5GB is usual")
+
+
+def _ratio_faults(recipe: Recipe, origin: Origin) -> Iterator[Fault]:
+    written, at = recipe.merge.ratios, ("merge", "ratios")
+    ratios = recipe.merge.resolved_ratios()
+    if ratios is None:
+        return
+    blocks_at: Path_ = (*at, "blocks") if isinstance(written, Ratios) else at
+    numbers: list[tuple[Path_, float]] = []
+    for i, block in enumerate(ratios.blocks):
+        path: Path_ = at if isinstance(written, int | float) else (*blocks_at, i)
+        if isinstance(block, Block):
+            one, two = block.ratio is not None, (block.attention is not None) + (block.mlp is not None)
+            if one + (two == 2) != 1 or (one and two):
+                hint = "write `ratio`, or `attention` and `mlp`"
+                yield Fault("a block has one ratio, or one for attention and one for the MLP", origin.where(path), hint)
+            for key in ("ratio", "attention", "mlp"):
+                if (number := getattr(block, key)) is not None:
+                    numbers.append(((*path, key), number))
+            if not schema.parse_layers(block.layers):
+                yield Fault(
+                    f"{block.layers!r} is an empty range", origin.where((*path, "layers")), "first-last, like 0-7"
+                )
+        else:
+            numbers.append((path, block))
+    if len({isinstance(block, Block) for block in ratios.blocks}) > 1:
+        hint = "write every block as {layers: ..., ratio: ...}, or every one as a number"
+        yield Fault("numbers and blocks with layers are mixed", origin.where(blocks_at), hint)
+    for key in ("head", "embeddings", "norms", "other"):
+        if not isinstance(number := getattr(ratios, key), str):
+            numbers.append(((*at, key), number))
+    for i, override in enumerate(ratios.overrides):
+        path = (*at, "overrides", i)
+        numbers.append(((*path, "ratio"), override.ratio))
+        if override.match is None and override.layers is None:
+            hint = "add `match`, a glob over tensor names, or `layers`"
+            yield Fault("an override says which tensors it is for", origin.where(path), hint)
+        if override.layers is not None and not schema.parse_layers(override.layers):
+            yield Fault(
+                f"{override.layers!r} is an empty range", origin.where((*path, "layers")), "first-last, like 0-7"
+            )
+    for path, number in numbers:
+        if not recipe.merge.extrapolate and not 0 <= number <= 1:
+            yield Fault(
+                f"the ratio {number:g} is outside 0..1",
+                origin.where(path),
+                "0 is SFT, 1 is RLHF; to go beyond on purpose (ExPO) write `extrapolate: true` under `merge`",
+            )

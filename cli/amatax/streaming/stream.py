@@ -1,0 +1,144 @@
+"""Planned tensors through workers, one thread each, to a sink. What reaches the sink does not depend on the threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+
+from amatax.errors import AmataxError
+from amatax.methods import kernel as method_kernel
+from amatax.methods import method_needs
+from amatax.planning.memory import CPU_ELEMENTS
+from amatax.planning.plan import Plan, PlannedTensor
+from amatax.streaming.buffers import Files
+from amatax.streaming.chunks import Sink, TensorResult, Worker
+
+GPU_ELEMENTS = 1 << 21  # large enough that launches and copies do not show
+LARGE = 4 << 20  # bytes; tensors above are taken largest first, so that no thread is left with the last large one
+
+
+def pick_device(name: str) -> torch.device:
+    """'cpu', 'cuda', 'cuda:1' or 'auto' (CUDA if there is one).
+
+    Raises:
+        AmataxError: if a named device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise AmataxError(f"--device {name}: no such device", "choose cpu, cuda, cuda:N or auto")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= count):
+        have = f"cuda:0 to cuda:{count - 1} are here" if torch.cuda.is_available() else "torch sees no CUDA device here"
+        raise AmataxError(f"--device {name}: {have}", "use --device cpu, or auto to take what is there")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+class Streamer:
+    """Workers that live as long as a merge, so that their buffers are allocated once.
+
+    Args:
+        plan: what is merged.
+        device: where the kernel runs.
+        threads: workers; each has buffers of its own.
+        allow_nonfinite: NaN and infinities pass.
+        advance: called with the bytes read, from any thread.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device,
+        threads: int,
+        *,
+        allow_nonfinite: bool = False,
+        advance: Callable[[int], None] = lambda n: None,
+    ) -> None:
+        merge = plan.recipe.merge
+        function = (
+            partial(method_kernel(merge.method), **merge.options) if merge.options else method_kernel(merge.method)
+        )
+        elements = GPU_ELEMENTS if device.type == "cuda" else CPU_ELEMENTS
+        largest = max((t.reads // max(1, len(t.sources)) for t in plan.tensors.values()), default=1)
+        elements = min(elements, max(1024, largest))  # a small model needs no large buffers
+        self._stop = threading.Event()
+        self._roles = tuple(dict.fromkeys((*method_needs(merge.method), "sft")))
+        self._make: Callable[[Files, Sink], Worker] = lambda files, sink: Worker(
+            function,
+            self._roles,  # type: ignore[arg-type]
+            elements,
+            device,
+            files,
+            sink,
+            allow_nonfinite=allow_nonfinite,
+            advance=advance,
+            stopped=self._stop.is_set,
+        )
+        self._threads = max(1, threads)
+        self._workers: list[Worker] = []
+        torch.set_num_threads(1)  # the threads are ours: torch's own only wait for each other on chunks this small
+
+    def run(
+        self, tensors: Iterable[PlannedTensor], sink: Sink, wait: Callable[[], None] = lambda: None
+    ) -> dict[str, TensorResult]:
+        """Stream tensors to the sink (called from several threads, in order within a tensor).
+
+        Args:
+            tensors: any of the plan's.
+            sink: takes each tensor's bytes.
+            wait: called now and then from the calling thread while the workers are at it.
+
+        Raises:
+            What a worker or the sink raised first; KeyboardInterrupt stops the workers at their next chunk.
+        """
+        queue = iter(sorted(tensors, key=_order))
+        lock = threading.Lock()
+        results: dict[str, TensorResult] = {}
+        failures: list[BaseException] = []
+
+        def work(worker: Worker) -> None:
+            try:
+                while not self._stop.is_set():
+                    with lock:
+                        tensor = next(queue, None)
+                    if tensor is None:
+                        return
+                    results[tensor.name] = worker.run(tensor)
+            except BaseException as error:
+                failures.append(error)
+                self._stop.set()
+
+        with Files() as files:
+            if not self._workers:
+                self._workers = [self._make(files, sink) for _ in range(self._threads)]
+            for worker in self._workers:
+                worker.files, worker.sink = files, sink
+            threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._workers]
+            for thread in threads:
+                thread.start()
+            try:
+                for thread in threads:
+                    while thread.is_alive():
+                        thread.join(0.1)
+                        wait()
+            except BaseException:
+                self._stop.set()
+                for thread in threads:
+                    thread.join()
+                raise
+        if failures:
+            raise next((f for f in failures if not isinstance(f, KeyboardInterrupt)), failures[0])
+        return results
+
+
+def _order(tensor: PlannedTensor) -> tuple[int, str, int]:
+    """Large ones first, by size; then in disk order."""
+    first = next(iter(tensor.sources.values()))
+    return (-tensor.reads, "", 0) if tensor.reads > LARGE else (0, str(first.path), first.offset)

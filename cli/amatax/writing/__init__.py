@@ -1,0 +1,1 @@
+"""Stage 5, leave it usable: shards, index, config and tokenizer files, model card, record; finished or visibly unfinished."""

@@ -1,0 +1,56 @@
+"""Does transformers load what was written, and does it speak?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amatax.checkpoints.folder import read_json
+from amatax.errors import MissingExtraError, OutputError
+
+
+def load_and_answer(folder: str, prompt: str, *, trust_remote_code: bool = False, new_tokens: int = 64) -> str:
+    """Load a folder with transformers and answer one prompt, greedily.
+
+    Returns:
+        The answer; a short word on the logits for models that do not generate text.
+
+    Raises:
+        MissingExtraError: without transformers.
+        OutputError: if a key is missing or unexpected, or a logit is not finite.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("--load needs transformers", 'pip install "amatax[transformers]"') from None
+    import torch
+
+    transformers.logging.set_verbosity_error()
+    config = read_json(Path(folder) / "config.json")
+    if config.get("auto_map") and not trust_remote_code:
+        raise OutputError(
+            f"{folder}: the checkpoint brings its own code", "--trust-remote-code runs it, if you trust it"
+        )
+    names = config.get("architectures") or ["AutoModelForCausalLM"]
+    model_class = getattr(transformers, names[0], transformers.AutoModelForCausalLM)
+    model, info = model_class.from_pretrained(
+        folder, output_loading_info=True, trust_remote_code=trust_remote_code, dtype="auto"
+    )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(what):
+            raise OutputError(f"{folder}: transformers reports {what}: {sorted(info[what])[:3]}", "please report this")
+    model.eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    inputs = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        if not model.can_generate():
+            return f"(this model does not generate text; output of shape {tuple(model(**inputs)[0].shape)})"
+        if not model.config.is_encoder_decoder and not model(**inputs).logits.isfinite().all():
+            raise OutputError(f"{folder}: the logits are not finite", "look at the inputs: do they give finite logits?")
+        tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+    start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    return str(tokenizer.decode(tokens[0, start:], skip_special_tokens=True)).strip()

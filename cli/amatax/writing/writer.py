@@ -1,0 +1,68 @@
+"""A Plan -> a model folder, shard by shard; a rerun continues where the last one stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from amatax.errors import OutputError
+from amatax.planning.plan import Plan
+from amatax.streaming.stream import Streamer
+from amatax.writing.card import card
+from amatax.writing.record import shard_entry, write_record
+from amatax.writing.shards import write_shard
+from amatax.writing.side_files import copied_files, write_side_files
+from amatax.writing.workplace import Workplace, workplace
+
+
+def write_model(
+    plan: Plan,
+    output: Path,
+    streamer: Callable[[], Streamer],
+    *,
+    overwrite: bool = False,
+    resumed: Callable[[Workplace], None] = lambda work: None,
+    wait: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Merge into `<output>.unfinished`, then rename it.
+
+    Args:
+        plan: what to do.
+        output: the folder that will stand there, whole.
+        streamer: makes the workers once the folder is ours.
+        overwrite: replace what stands at `output`, and unfinished work of another merge.
+        resumed: told what an earlier run left, before the work begins.
+        wait: called now and then while the workers are at it.
+
+    Returns:
+        A journal entry for each shard, in order.
+
+    Raises:
+        OutputError, InputChangedError, NonFiniteError: finished shards are kept for the next run.
+    """
+    output = output.resolve()
+    try:
+        copied_files(plan)  # a link out of a checkpoint shows before any work
+        with workplace(plan, output) as work:
+            work.begin(overwrite=overwrite)
+            resumed(work)
+            workers = None
+            for shard in plan.shards:
+                if shard.file in work.done:
+                    continue
+                workers = workers or streamer()
+                partial = work.folder / f"{shard.file}.partial"
+                results = write_shard(partial, shard, plan, workers, wait)
+                work.finish_shard(partial, shard_entry(shard.file, shard.nbytes, plan, results))
+            entries = [work.done[shard.file] for shard in plan.shards]
+            write_side_files(plan, work.folder)
+            (work.folder / "README.md").write_text(card(plan), encoding="utf-8")
+            write_record(work.folder, plan, entries)
+            work.make_whole(output, overwrite=overwrite)
+            return entries
+    except OSError as error:
+        where = error.filename or output
+        raise OutputError(
+            f"{where}: {error.strerror}", "check the disk and the permissions, then run it again"
+        ) from error

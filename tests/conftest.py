@@ -1,0 +1,116 @@
+"""Shared pieces: tiny siblings saved by transformers, and the command line run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@dataclass
+class Run:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def run_amatax(*args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> Run:
+    """`amatax ARGS` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "amatax", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "120", **(env or {})},
+        timeout=300,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def amatax(tmp_path: Path) -> Callable[..., Run]:
+    """Run the command line in the test's folder."""
+
+    def run(*args: str | Path, **kwargs: Any) -> Run:
+        return run_amatax(*args, **{"cwd": tmp_path, **kwargs})
+
+    return run
+
+
+def save_siblings(
+    folder: Path, config: Any, *, shard: str = "5GB", dtype: str = "bfloat16", spread: float = 0.02
+) -> None:
+    """Write folder/sft and folder/rlhf: one architecture, saved by transformers, weights a fine-tune apart."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    transformers.logging.disable_progress_bar()
+    name = config.architectures[0] if config.architectures else None
+    model_class = getattr(transformers, name) if name else transformers.AutoModelForCausalLM
+    model = model_class(config) if name else model_class.from_config(config)
+    model = model.to(getattr(torch, dtype))
+    model.save_pretrained(folder / "sft", max_shard_size=shard)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter, dtype=torch.float32).to(parameter.dtype) * spread)
+    model.save_pretrained(folder / "rlhf", max_shard_size=shard)
+
+
+def write_recipe(folder: Path, ratios: Any, name: str = "recipe.yaml", **extra: Any) -> Path:
+    """A recipe over folder/sft and folder/rlhf; `extra` are further keys of `merge`."""
+    import yaml
+
+    recipe = {"models": {"sft": "./sft", "rlhf": "./rlhf"}, "merge": {"ratios": ratios, **extra}}
+    path = folder / name
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def tiny_llama(**changes: Any) -> Any:
+    """Six layers of Llama."""
+    from transformers import LlamaConfig
+
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 160,
+    }
+    return LlamaConfig(architectures=["LlamaForCausalLM"], **{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def llama_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A read-only pair of Llama siblings: `sft` in one file, `rlhf` in several shards."""
+    folder = tmp_path_factory.mktemp("llama")
+    save_siblings(folder, tiny_llama(), shard="150KB")
+    return folder
+
+
+@pytest.fixture
+def siblings(llama_family: Path, tmp_path: Path) -> Path:
+    """A copy of the Llama siblings that a test may damage, with a recipe beside them."""
+    import shutil
+
+    for name in ("sft", "rlhf"):
+        shutil.copytree(llama_family / name, tmp_path / name)
+    write_recipe(tmp_path, [0.7, 0.4, 0.1])
+    return tmp_path
