@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,8 @@ def _schema_faults(error: ValidationError, origin: Origin) -> list[Fault]:
             hint = "layers are zero-based and inclusive, like 0-7 or 3"
         elif isinstance(item.get("input"), str | int | float | bool) or item.get("input") is None:
             message = f"{message[0].lower()}{message[1:]}, not {item.get('input')!r}"
-            hint = _nearest(
-                str(item.get("input")), item.get("ctx", {}).get("expected", "").replace("'", "").split(" or ")
-            )
+            allowed = re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
+            hint = _nearest(str(item.get("input")), allowed)
         else:
             message = f"{message[0].lower()}{message[1:]}"
         faults[path] = Fault(message, origin.where(path), hint)

@@ -72,7 +72,7 @@ class Streamer:
         self._roles = tuple(dict.fromkeys((*method_needs(merge.method), "sft")))
         self._make: Callable[[Files, Sink], Worker] = lambda files, sink: Worker(
             function,
-            self._roles,  # type: ignore[arg-type]
+            self._roles,
             elements,
             device,
             files,

@@ -1,0 +1,39 @@
+"""On a GPU: the same bytes as on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.conftest import run_amatax, save_siblings, tiny_llama, write_recipe  # noqa: E402
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_same_bytes_as_the_cpu(tmp_path: Path, dtype: str) -> None:
+    config = tiny_llama(hidden_size=512, intermediate_size=8192, vocab_size=20000)
+    save_siblings(tmp_path, config, dtype=dtype, shard="20MB")
+    recipe = write_recipe(tmp_path, [0.7, 0.4, 0.1])
+    for device in ("cpu", "cuda", "cuda:0", "auto"):
+        done = run_amatax("merge", recipe, tmp_path / device, "--device", device)
+        assert done.code == 0, done.err
+        for file in sorted((tmp_path / "cpu").iterdir()):
+            assert (tmp_path / device / file.name).read_bytes() == file.read_bytes(), (device, file.name)
+
+
+def test_nonfinite_values_are_named(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_siblings(tmp_path, tiny_llama())
+    file = tmp_path / "rlhf" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    done = run_amatax("merge", write_recipe(tmp_path, 0.5), tmp_path / "out", "--device", "cuda")
+    assert done.code == 2
+    assert "model.norm.weight" in done.err
+    assert "element 3" in done.err

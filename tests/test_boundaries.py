@@ -1,0 +1,73 @@
+"""The laws of the house that can be read off the imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "cli" / "amatax"
+STAGES = ["recipes", "checkpoints", "planning", "streaming", "writing"]
+EVERYWHERE = {"errors", "methods"}
+
+
+def imported_stages(path: Path) -> set[str]:
+    """Top-level parts of amatax that a module imports, wherever in the file."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        parts |= {name.split(".")[1] for name in names if name.startswith("amatax.")}
+    return parts
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_only_from_those_before_it(stage: str) -> None:
+    allowed = EVERYWHERE | set(STAGES[: STAGES.index(stage) + 1])
+    for path in (PACKAGE / stage).rglob("*.py"):
+        assert imported_stages(path) <= allowed, path
+
+
+def test_only_the_api_sees_every_stage() -> None:
+    for path in (PACKAGE / "methods").rglob("*.py"):
+        assert imported_stages(path) <= {"methods"}, path
+    assert set(STAGES) <= imported_stages(PACKAGE / "api.py")
+
+
+def test_every_folder_is_known() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == {*STAGES, "methods", "commands"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "forbidden"),
+    [
+        (["--help"], {"torch", "transformers", "numpy", "pydantic", "huggingface_hub"}),
+        (["merge", "--help"], {"torch", "transformers"}),
+        (["check", "RECIPE"], {"torch", "transformers", "huggingface_hub"}),
+        (["merge", "RECIPE", "out", "--dry-run"], {"torch", "transformers", "huggingface_hub"}),
+        (["inspect", "sft"], {"torch", "transformers"}),
+        (["merge", "RECIPE", "out"], {"transformers"}),
+    ],
+)
+def test_heavy_imports_live_where_they_are_needed(siblings: Path, arguments: list[str], forbidden: set[str]) -> None:
+    arguments = [str(siblings / "recipe.yaml") if a == "RECIPE" else a for a in arguments]
+    code = (
+        "import sys\nfrom amatax.__main__ import main\nsys.argv = ['amatax', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+        f"print('heavy:', sorted({forbidden!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=siblings)
+    assert done.stdout.splitlines()[-1:] == ["heavy: []"], done.stdout + done.stderr
+
+
+def test_importing_amatax_imports_nothing_heavy() -> None:
+    code = "import amatax, sys; print(sorted({'torch', 'pydantic', 'yaml'} & set(sys.modules))); amatax.load_recipe"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
