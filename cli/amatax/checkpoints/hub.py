@@ -24,7 +24,6 @@ def fetch(model: str) -> tuple[Path, str]:
         HubError: naming the repository and the next step.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
     from amatax import __version__
 
@@ -33,14 +32,20 @@ def fetch(model: str) -> tuple[Path, str]:
         try:
             api = HfApi(library_name="amatax", library_version=__version__)
             info = api.model_info(repo, revision=revision or None)
-        except (OfflineModeIsEnabled, ConnectionError):
-            folder = snapshot_download(repo, revision=revision or None, local_files_only=True)
-            return Path(folder), Path(folder).name
+        except Exception as error:
+            if not _unreachable(error):
+                raise
+            return _cached(repo, revision)
         files = needed([sibling.rfilename for sibling in info.siblings or []])
+        # by its name, not by the commit: the cache then knows the name offline too
         folder = snapshot_download(
-            repo, revision=info.sha, allow_patterns=files, library_name="amatax", library_version=__version__
+            repo, revision=revision or None, allow_patterns=files, library_name="amatax", library_version=__version__
         )
-        return Path(folder), str(info.sha)
+        if Path(folder).name != info.sha:
+            raise HubError(f"{repo}: the revision {revision or 'main'!r} moved while it was downloaded", "run it again")
+        return Path(folder), Path(folder).name
+    except HubError:
+        raise
     except Exception as error:
         raise _hub_error(error, repo, revision) from error
 
@@ -54,6 +59,26 @@ def needed(files: list[str]) -> list[str]:
     return sorted(
         (single or safe or weights) + [file for file in sides if file.count("/") <= file.count("chat_templates")]
     )
+
+
+def _cached(repo: str, revision: str) -> tuple[Path, str]:
+    """The snapshot in the local cache; whether it has every file shows when it is opened."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+    if not isinstance(config, str):
+        message = f"{repo}: is not in the local cache, and the Hub cannot be reached"
+        raise HubError(message, f"with a connection: `hf download {repo}{f' --revision {revision}' if revision else ''}`")
+    return Path(config).parent, Path(config).parent.name
+
+
+def _unreachable(error: Exception) -> bool:
+    """Whether there was no answer at all (offline mode, no network), whichever HTTP library huggingface_hub uses."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
+    transport = type(error).__module__.partition(".")[0] in libraries or isinstance(error, ConnectionError)
+    return isinstance(error, OfflineModeIsEnabled) or (transport and not isinstance(error, HfHubHTTPError))
 
 
 def _hub_error(error: Exception, repo: str, revision: str) -> Exception:
@@ -76,8 +101,10 @@ def _hub_error(error: Exception, repo: str, revision: str) -> Exception:
             f"`hf download {repo}`",
         ),
         (errors.HfHubHTTPError, f"could not be read: {str(error).splitlines()[0] if str(error) else error!r}", login),
-        (OSError, f"could not be reached: {error}", "check the connection; files already in the cache work offline"),
+        (OSError, f"could not be fetched: {error}", "check the connection and the disk, and run it again"),
     ]
+    if _unreachable(error):
+        cases.insert(0, (Exception, f"the Hub stopped answering ({error})", "run it again: finished files are kept"))
     for kind, message, hint in cases:
         if isinstance(error, kind):
             found = f"; the folder ./{repo} exists: write ./{repo} to mean it" if Path(repo).exists() else ""
