@@ -55,7 +55,7 @@ def amatax(tmp_path: Path) -> Callable[..., Run]:
 def save_siblings(
     folder: Path, config: Any, *, shard: str = "5GB", dtype: str = "bfloat16", spread: float = 0.02
 ) -> None:
-    """Write folder/sft and folder/rlhf: one architecture, saved by transformers, weights a fine-tune apart."""
+    """Write folder/sft (one file) and folder/rlhf (in shards): one architecture, weights a fine-tune apart."""
     import torch
     import transformers
 
@@ -65,7 +65,7 @@ def save_siblings(
     model_class = getattr(transformers, name) if name else transformers.AutoModelForCausalLM
     model = model_class(config) if name else model_class.from_config(config)
     model = model.to(getattr(torch, dtype))
-    model.save_pretrained(folder / "sft", max_shard_size=shard)
+    model.save_pretrained(folder / "sft")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter, dtype=torch.float32).to(parameter.dtype) * spread)

@@ -87,11 +87,20 @@ def running_hub() -> Iterator[Hub]:
             files = sorted(p for p in folder.rglob("*") if p.is_file())
             if what == "tree":
                 body: Any = [
-                    {"type": "file", "path": str(p.relative_to(folder)), "size": p.stat().st_size, "oid": etag(p)} for p in files
+                    {"type": "file", "path": str(p.relative_to(folder)), "size": p.stat().st_size, "oid": etag(p)}
+                    for p in files
                 ]
             else:
                 siblings = [{"rfilename": str(p.relative_to(folder))} for p in files]
-                body = {"_id": "0", "id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "private": False, "tags": []}
+                body = {
+                    "_id": "0",
+                    "id": repo,
+                    "modelId": repo,
+                    "sha": commit,
+                    "siblings": siblings,
+                    "private": False,
+                    "tags": [],
+                }
             self.send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
         def file(self, repo: str, revision: str, name: str) -> None:

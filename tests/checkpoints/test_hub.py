@@ -38,7 +38,9 @@ def recipe(hub: Hub, siblings: Path) -> Path:
 
 def run(hub: Hub, *args: str | Path, cwd: Path, **env: str) -> Run:
     return run_amatax(
-        *args, cwd=cwd, env={"HF_ENDPOINT": hub.url, "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", **env}
+        *args,
+        cwd=cwd,
+        env={"HF_ENDPOINT": hub.url, "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", **env},
     )
 
 
@@ -46,7 +48,9 @@ def test_merge_from_the_hub(hub: Hub, recipe: Path, siblings: Path) -> None:
     done = run(hub, "merge", "hub.yaml", "out", cwd=siblings)
     assert done.code == 0, done.err
     assert run_amatax("merge", "recipe.yaml", "local", cwd=siblings).code == 0
-    assert (siblings / "out" / "model.safetensors").read_bytes() == (siblings / "local" / "model.safetensors").read_bytes()
+    assert (siblings / "out" / "model.safetensors").read_bytes() == (
+        siblings / "local" / "model.safetensors"
+    ).read_bytes()
 
     fetched = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
     assert any(path.endswith("model-00001-of-00003.safetensors") for path in fetched), fetched

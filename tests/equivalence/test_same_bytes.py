@@ -74,7 +74,7 @@ def test_the_layout_of_the_inputs_does_not_matter(family: Path, tmp_path: Path) 
 def test_shards_without_an_index(family: Path, tmp_path: Path) -> None:
     for name in ("sft", "rlhf"):
         shutil.copytree(family / name, tmp_path / name)
-        (tmp_path / name / "model.safetensors.index.json").unlink()
+        (tmp_path / name / "model.safetensors.index.json").unlink(missing_ok=True)
     shutil.copy(family / "recipe.yaml", tmp_path)
     assert run_amatax("merge", "recipe.yaml", "out", cwd=tmp_path).code == 0
     assert_same_tensors(tmp_path / "out", family / "out")

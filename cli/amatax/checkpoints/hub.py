@@ -68,7 +68,9 @@ def _cached(repo: str, revision: str) -> tuple[Path, str]:
     config = try_to_load_from_cache(repo, "config.json", revision=revision or None)
     if not isinstance(config, str):
         message = f"{repo}: is not in the local cache, and the Hub cannot be reached"
-        raise HubError(message, f"with a connection: `hf download {repo}{f' --revision {revision}' if revision else ''}`")
+        raise HubError(
+            message, f"with a connection: `hf download {repo}{f' --revision {revision}' if revision else ''}`"
+        )
     return Path(config).parent, Path(config).parent.name
 
 
