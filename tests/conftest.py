@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("amatax", deadline=None)  # no timings in tests
+settings.load_profile("amatax")
 
 
 @dataclass

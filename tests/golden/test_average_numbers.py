@@ -35,9 +35,12 @@ def test_the_ratio_has_a_gradient() -> None:
     assert torch.isclose(ratio.grad, (weight * (rlhf - sft)).sum())
 
 
-def test_inputs_are_not_written_to() -> None:
+def test_inputs_are_not_written_to_unless_their_memory_is_given() -> None:
     sft, rlhf = torch.randn(9), torch.randn(9)
     copies = sft.clone(), rlhf.clone()
-    average({"sft": sft, "rlhf": rlhf}, 0.7)
+    new = average({"sft": sft, "rlhf": rlhf}, 0.7)
     assert torch.equal(sft, copies[0])
     assert torch.equal(rlhf, copies[1])
+    assert average({"sft": sft, "rlhf": rlhf}, 0.7, rlhf) is rlhf
+    assert torch.equal(rlhf, new)
+    assert torch.equal(sft, copies[0])

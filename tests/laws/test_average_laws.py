@@ -42,7 +42,7 @@ values = st.lists(st.tuples(finite, finite), min_size=1, max_size=20)
 
 
 @given(pairs=values, ratio=st.floats(0, 1), dtype=st.sampled_from(sorted(FLOATS)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_exact_to_one_ulp(tmp_path_factory, pairs, ratio, dtype) -> None:
     kind = FLOATS[dtype]
     sft, rlhf = (torch.tensor([pair[i] for pair in pairs], dtype=kind) for i in (0, 1))
@@ -54,7 +54,7 @@ def test_exact_to_one_ulp(tmp_path_factory, pairs, ratio, dtype) -> None:
 
 
 @given(raw=st.binary(min_size=2, max_size=64), other=st.binary(min_size=64, max_size=64), end=st.sampled_from([0, 1]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ratio_0_and_1_are_bit_for_bit(tmp_path_factory, raw, other, end) -> None:
     count = len(raw) // 2
     numbers = [n & 0x7F7F for n in struct.unpack(f"<{count}H", raw[: 2 * count])]  # any finite bf16 pattern
@@ -67,7 +67,7 @@ def test_ratio_0_and_1_are_bit_for_bit(tmp_path_factory, raw, other, end) -> Non
 @given(
     numbers=st.lists(st.one_of(finite, st.sampled_from([0.0, -0.0])), min_size=1, max_size=20), ratio=st.floats(0, 1)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equal_inputs_are_fixed_points(tmp_path_factory, numbers, ratio) -> None:
     tensor = torch.tensor(numbers, dtype=torch.bfloat16)
     assert bits(merge_tensors(tmp_path_factory.mktemp("fixed"), tensor, tensor, ratio)) == bits(tensor)

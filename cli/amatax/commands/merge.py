@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -32,6 +33,8 @@ def run(
     from amatax.commands.progress import ProgressWatcher
     from amatax.recipes.gallery import find_recipe
 
+    if quiet or as_json:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     file = find_recipe(recipe)
     if dry_run:
         planned = api.plan(file, output or None, overwrite=overwrite)
@@ -84,6 +87,7 @@ def block_lines(plan: Plan) -> list[str]:
 
 def plan_lines(plan: Plan, threads: int) -> list[str]:
     """The plan for people."""
+    from amatax.planning.destination import unfinished
     from amatax.planning.memory import expected_memory
 
     lines = []
@@ -110,6 +114,8 @@ def plan_lines(plan: Plan, threads: int) -> list[str]:
     ]
     lines += [f"memory   about {human_bytes(expected_memory(plan, threads or None))}"]
     lines += [f"output   {plan.output or 'none named yet'} ({plan.found.value})"]
+    if plan.output is not None and unfinished(plan.output.resolve()).exists():
+        lines.append("note     unfinished work stands beside it; if it is of this merge, it will be continued")
     lines += [f"note     {note}" for note in plan.notes]
     return lines
 

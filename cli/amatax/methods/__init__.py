@@ -1,9 +1,10 @@
 """Merge kernels: one file, one pure function of its name each. Adding a file adds the method.
 
-A kernel is `(tensors, ratio, *, options) -> tensor`: `tensors` maps each role the module's NEEDS lists to a chunk of that
-model's tensor (float32 or float64, all of one shape, on one device), `ratio` is the share of RLHF (a float, or a scalar
-tensor that wants a gradient), and the keyword-only arguments, with their types and defaults, are the recipe's options.
-It must not write to its inputs. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}.
+A kernel is `(tensors, ratio, out=None, *, options) -> tensor`: `tensors` maps each role the module's NEEDS lists to a chunk of
+that model's tensor (float32 or float64, all of one shape, on one device), `ratio` is the share of RLHF (a float, or a scalar
+tensor that may want a gradient), and the keyword-only arguments, with their types and defaults, are the recipe's options.
+`out` is memory that the result may use (it may be that of the last of NEEDS); a kernel may also ignore it. Nothing else is
+written to. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}.
 """
 
 from __future__ import annotations

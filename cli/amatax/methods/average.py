@@ -12,7 +12,9 @@ NEEDS = ("sft", "rlhf")
 COPIES = {0.0: "sft", 1.0: "rlhf"}
 
 
-def average(tensors: Mapping[str, torch.Tensor], ratio: float | torch.Tensor) -> torch.Tensor:
+def average(
+    tensors: Mapping[str, torch.Tensor], ratio: float | torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """sft - ratio * (sft - rlhf), each operation rounded once.
 
     Where both are equal the result is that value, signed zeros included, which sft + ratio * (rlhf - sft) does not give
@@ -21,8 +23,12 @@ def average(tensors: Mapping[str, torch.Tensor], ratio: float | torch.Tensor) ->
     Args:
         tensors: `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
         ratio: the share of RLHF; 0 is SFT, 1 is RLHF.
+        out: memory for the result; may be that of `rlhf`.
 
     Returns:
-        A new tensor of the same shape, dtype and device.
+        A tensor of the same shape, dtype and device: `out`, if it was given.
     """
-    return (tensors["sft"] - tensors["rlhf"]).mul_(-ratio).add_(tensors["sft"])
+    import torch
+
+    change = torch.sub(tensors["sft"], tensors["rlhf"], out=out).mul_(ratio)
+    return torch.sub(tensors["sft"], change, out=out)

@@ -7,7 +7,7 @@ import os
 from amatax.methods import method_needs
 from amatax.planning.plan import Plan
 
-CPU_ELEMENTS = 1 << 17  # of a chunk: its numbers stay in the core's own cache (benchmarks/RESULTS.md)
+CPU_ELEMENTS = 1 << 18  # of a chunk: smaller ones cost more calls, larger ones miss the caches (benchmarks/RESULTS.md)
 PROCESS = 230 << 20  # Python with torch
 PER_TENSOR = 4000  # of plan and record
 

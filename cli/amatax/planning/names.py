@@ -20,9 +20,9 @@ TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config"
 
 INDEX = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 BESIDE = re.compile(r"visi|visual|audio|projector|merger|mtp|image|speech", re.IGNORECASE)  # stacks beside the backbone
-HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|score|cls\.predictions)(\.|$)|^output\.")
+HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|score|cls\.predictions)(\.|$)|^(output|head)\.")
 EMBEDDING = re.compile(r"embed|wte|wpe|word_emb|(^|\.)shared(\.|$)", re.IGNORECASE)
-POSITION = re.compile(r"pos|wpe|token_type", re.IGNORECASE)
+BESIDE_TOKENS = re.compile(r"pos|wpe|token_type|per_layer", re.IGNORECASE)  # embeddings that no head is tied to
 NORM = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)", re.IGNORECASE)
 ATTENTION = re.compile(r"att(n|ention)|(^|\.)[qkvo]_proj(\.|$)|(^|\.)(query_key_value|c_attn)(\.|$)", re.IGNORECASE)
 MLP = re.compile(
@@ -100,7 +100,7 @@ def anatomy(names: Iterable[str], config: dict[str, Any]) -> Anatomy:
 
 def is_token_embedding(name: str, place: Place) -> bool:
     """Whether a tensor is the matrix that a tied head shares."""
-    return place.kind == "embedding" and POSITION.search(name) is None
+    return place.kind == "embedding" and BESIDE_TOKENS.search(name) is None
 
 
 def _split(name: str) -> tuple[str | None, int]:
@@ -142,7 +142,7 @@ def _best(stacks: tuple[Stack, ...], side: str | None, count: int | None) -> Sta
 def _kind_in_layer(name: str, prefix: str) -> Kind:
     inner = name[len(prefix) :]
     inner = inner[inner.index(".", 1) :] if "." in inner[1:] else inner
-    module = inner.rpartition(".")[0] or inner
+    module = re.sub(r"(\.\d+)+$", "", inner.rpartition(".")[0] or inner)  # q_layernorm.norms.3.weight: norms
     if NORM.search(module.rpartition(".")[2]):
         return "norm"
     # the outermost module decides: self_attn.experts would be attention, mlp.gate_attn an MLP

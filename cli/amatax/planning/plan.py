@@ -218,7 +218,7 @@ def _resolve_tying(
                 )
             return False, [f"config.json says tied, but {heads[0]!r} and {embeddings[0]!r} differ: two matrices"], []
         return False, [], []
-    if embeddings and (flag or siblings.is_language_model(checkpoints["sft"].config)):
+    if embeddings and siblings.is_tied(checkpoints["sft"].config):
         notes = [f"embeddings are tied: {embeddings[0]!r} counts as the head, and `head` decides its ratio"]
         if flag is False:
             notes.append("config.json says untied, but no head is on disk: `tie_word_embeddings: true` is written")

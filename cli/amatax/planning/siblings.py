@@ -17,7 +17,9 @@ PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|absmax|quant_map|nested_absmax|quant_state\..*|weight_scale|weight_scale_inv|weight_packed"
     r"|SCB|\w+_blocks|\w+_scales)$"
 )
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
+WITHOUT_VOCABULARY = ("Classification", "QuestionAnswering", "MultipleChoice", "RewardModel")  # another head
+VOCABULARY_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|output|head)\.weight$")
 CONFIG_CHATTER = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_attn_implementation"}
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -126,16 +128,25 @@ def tie_flag(config: dict[str, Any]) -> bool | None:
 
 
 def head_names(tensors: dict[str, TensorEntry], model: Anatomy) -> tuple[list[str], list[str]]:
-    """(token embeddings, heads of the same shape)."""
+    """(token embeddings, heads over the vocabulary, which may have more or fewer rows)."""
     embeddings = [n for n in tensors if n in model.places and is_token_embedding(n, model.places[n])]
     shapes = {tensors[n].shape for n in embeddings}
-    heads = [n for n in tensors if n in model.places and model.places[n].kind == "head" and tensors[n].shape in shapes]
+    heads = [n for n in tensors if n in model.places and model.places[n].kind == "head"]
+    heads = [n for n in heads if tensors[n].shape in shapes or VOCABULARY_HEAD.search(n)]
     return embeddings, heads
 
 
 def is_language_model(config: dict[str, Any]) -> bool:
     """Whether the class that the config names has a head over the vocabulary."""
     return any(str(name).endswith(LANGUAGE_MODELS) for name in config.get("architectures") or [])
+
+
+def is_tied(config: dict[str, Any]) -> bool:
+    """Whether a model without a head on disk ties it to its embeddings: the flag says nothing where there is no such head."""
+    classes = [str(name) for name in config.get("architectures") or []]
+    if any(name.endswith(WITHOUT_VOCABULARY) for name in classes):
+        return False
+    return bool(tie_flag(config)) or is_language_model(config)
 
 
 def same_bytes(a: TensorEntry, b: TensorEntry, block: int = 1 << 22) -> bool:

@@ -11,19 +11,28 @@ import torch
 from amatax.errors import InputChangedError
 
 
-class Bytes:
-    """A fixed piece of host memory, seen as bytes by the file calls and as numbers by torch. Pinned if a GPU reads it."""
+class Numbers:
+    """A fixed piece of memory on a device, seen as numbers of any dtype."""
 
-    def __init__(self, size: int, *, pinned: bool = False) -> None:
-        self.tensor = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        self.view = memoryview((ctypes.c_ubyte * size).from_address(self.tensor.data_ptr())).cast("B")
-        self._typed: dict[torch.dtype, torch.Tensor] = {}
+    def __init__(self, size: int, device: torch.device | str = "cpu", *, pinned: bool = False) -> None:
+        self.tensor = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+        self._last = (torch.uint8, size)
+        self._numbers = self.tensor
 
     def numbers(self, dtype: torch.dtype, count: int) -> torch.Tensor:
-        """The first `count` elements."""
-        if dtype not in self._typed:
-            self._typed[dtype] = self.tensor.view(dtype)
-        return self._typed[dtype][:count]
+        """The first `count` elements. (The last view is kept: nearly every chunk is like the one before.)"""
+        if self._last != (dtype, count):
+            self._last = (dtype, count)
+            self._numbers = self.tensor.view(dtype)[:count]
+        return self._numbers
+
+
+class Bytes(Numbers):
+    """The same in host memory, seen as bytes too, by the file calls. Pinned if a GPU reads it."""
+
+    def __init__(self, size: int, *, pinned: bool = False) -> None:
+        super().__init__(size, pinned=pinned)
+        self.view = memoryview((ctypes.c_ubyte * size).from_address(self.tensor.data_ptr())).cast("B")
 
 
 class Files:
@@ -44,12 +53,11 @@ class Files:
             if self._open.setdefault(path, fd) != fd:  # another worker was first
                 os.close(fd)
                 fd = self._open[path]
-        done = 0
-        while done < len(into):
-            n = os.preadv(fd, [into[done:]], offset + done)
+        while into:
+            n = os.preadv(fd, [into], offset)
             if n == 0:
                 raise InputChangedError(f"{path}: the file has become shorter", "is another program writing it?")
-            done += n
+            into, offset = into[n:], offset + n
 
     def __enter__(self) -> Files:
         return self

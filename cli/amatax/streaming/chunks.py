@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import xxhash
 
-from amatax.checkpoints.checkpoint import TensorEntry
 from amatax.checkpoints.dtypes import INTEGER, torch_dtype
 from amatax.errors import NonFiniteError
 from amatax.planning.plan import PlannedTensor
-from amatax.streaming.buffers import Bytes, Files
+from amatax.streaming.buffers import Bytes, Files, Numbers
 
+Hashes = dict[str, xxhash.xxh3_128]
 Sink = Callable[[PlannedTensor, int, memoryview], None]  # (tensor, first byte within the tensor, its next bytes)
 WIDE = {"F32", "F64"}
 NARROW_RANGE = {"F16", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ"}  # where a finite value can overflow
@@ -71,7 +73,8 @@ class Worker:
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         depth = 2 if on_gpu else 1  # on a GPU the next chunk is read while this one is copied and merged
         self.slots = [_Slot(roles, elements, pinned=on_gpu) for _ in range(depth)]
-        self._numbers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self.last = roles[-1]
+        self.wide = {role: Numbers(elements * 8, device) for role in roles}
 
     def run(self, tensor: PlannedTensor) -> TensorResult:
         """Stream one tensor to the sink.
@@ -80,20 +83,19 @@ class Worker:
             NonFiniteError: for NaN, infinity (but equal ones) or overflow, unless allowed.
             InputChangedError: if a file has become shorter.
         """
+        with torch.inference_mode():
+            return self._run(tensor)
+
+    def _run(self, tensor: PlannedTensor) -> TensorResult:
         result = TensorResult()
-        hashes = {role: xxhash.xxh3_128() for role in tensor.sources}
-        written = xxhash.xxh3_128()
-        count = math.prod(tensor.shape)
-        steps = self._copies(tensor, count, result) if self._is_copy(tensor) else self._merges(tensor, count, result)
+        hashes = {role: xxhash.xxh3_128() for role in (*tensor.sources, "output")}
+        merge = self._copies if self._is_copy(tensor) else self._merges
         begin = 0
-        for slot, sizes, out in steps:
-            for role, size in sizes.items():
-                hashes[role].update(slot.raw[role].view[:size])
-            written.update(out)
+        for out in merge(tensor, math.prod(tensor.shape), hashes, result):
+            hashes["output"].update(out)
             self.sink(tensor, begin, out)
             begin += len(out)
-            self.advance(sum(sizes.values()))
-        result.checksums = {role: h.hexdigest() for role, h in hashes.items()} | {"output": written.hexdigest()}
+        result.checksums = {role: h.hexdigest() for role, h in hashes.items()}
         return result
 
     def _is_copy(self, tensor: PlannedTensor) -> bool:
@@ -107,119 +109,81 @@ class Worker:
                 raise KeyboardInterrupt
             yield first, min(self.elements, count - first)
 
-    def _read(self, slot: _Slot, tensor: PlannedTensor, first: int, n: int) -> dict[str, int]:
-        """Fill the slot; the bytes read of each model."""
-        sizes = {}
-        for role, entry in tensor.sources.items():
-            width = _width(entry)
-            sizes[role] = n * width
-            self.files.read(entry.path, slot.raw[role].view[: n * width], entry.offset + first * width)
-        return sizes
+    def _read(self, slot: _Slot, source: _Source, first: int, n: int, hashes: Hashes) -> memoryview:
+        """Fill one model's part of the slot, and take its checksum while it is in the cache."""
+        view = slot.raw[source.role].view[: n * source.width]
+        self.files.read(source.path, view, source.offset + first * source.width)
+        hashes[source.role].update(view)
+        self.advance(len(view))
+        return view
 
-    def _copies(self, tensor: PlannedTensor, count: int, result: TensorResult) -> Iterator[_Step]:
-        role = tensor.copy_of
-        assert role is not None
-        slot = self.slots[0]
+    def _copies(self, tensor: PlannedTensor, count: int, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
+        """Chunks of one model, as they are; others are read only to be compared."""
+        slot, copied, sources = self.slots[0], tensor.copy_of or "sft", _sources(tensor)
         floating = tensor.dtype not in INTEGER
         for first, n in self._chunks(count):
-            sizes = self._read(slot, tensor, first, n)
+            views = {source.role: self._read(slot, source, first, n, hashes) for source in sources}
             if floating and not self.allow_nonfinite:
-                values = slot.raw[role].numbers(torch_dtype(tensor.dtype), n)
+                values = slot.raw[copied].numbers(torch_dtype(tensor.dtype), n)
                 if not _finite(values if values.element_size() > 1 else values.float()):
-                    self._name_nonfinite(tensor, {role: values}, first)
-            for other in sizes:
-                result.differs |= slot.raw[other].view[: sizes[other]] != slot.raw[role].view[: sizes[role]]
-            yield slot, sizes, slot.raw[role].view[: sizes[role]]
+                    self._name_nonfinite(tensor, {copied: values}, first)
+            result.differs |= any(view != views[copied] for view in views.values())
+            yield views[copied]
 
-    def _merges(self, tensor: PlannedTensor, count: int, result: TensorResult) -> Iterator[_Step]:
+    def _merges(self, tensor: PlannedTensor, count: int, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
         """Chunks through the kernel; on a GPU one is in flight while the next is read."""
-        wide = bool(WIDE & {entry.dtype for entry in tensor.sources.values()})
-        compute = torch.float64 if wide else torch.float32
-        out_dtype = torch_dtype(tensor.dtype)
-        dtypes = {role: torch_dtype(entry.dtype) for role, entry in tensor.sources.items()}
-        in_flight: tuple[Any, ...] | None = None
+        sources, out_dtype = _sources(tensor), torch_dtype(tensor.dtype)
+        compute = torch.float64 if WIDE & {entry.dtype for entry in tensor.sources.values()} else torch.float32
+        ratio = torch.tensor(tensor.ratio, dtype=compute)
+        may_overflow = tensor.dtype in NARROW_RANGE or (compute is torch.float64 and tensor.dtype != "F64")
+        waiting: _Chunk | None = None
         for i, (first, n) in enumerate(self._chunks(count)):
             slot = self.slots[i % len(self.slots)]
-            sizes = self._read(slot, tensor, first, n)
-            raw = {role: slot.raw[role].numbers(dtypes[role], n) for role in sizes}
             out = slot.out.numbers(out_dtype, n)
+            with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+                raw, values = {}, {}
+                for source in sources:
+                    role = source.role
+                    self._read(slot, source, first, n, hashes)
+                    raw[role] = slot.raw[role].numbers(source.dtype, n)
+                    values[role] = self.wide[role].numbers(compute, n)
+                    # on a GPU the narrow bytes cross the bus, and are widened there
+                    values[role].copy_(raw[role].to(self.device, non_blocking=True) if self.stream else raw[role])
+                if tensor.copy_of:
+                    merged = values[tensor.copy_of]
+                else:
+                    merged = self.kernel(values, ratio, values[self.last])
+                narrowed = merged.to(out_dtype) if self.stream else out.copy_(merged)
+                if self.stream:
+                    out.copy_(narrowed, non_blocking=True)
+                screen = merged.sum()  # finite if all values are
+                if may_overflow:
+                    screen += narrowed.float().sum()
+                if first == 0 and tensor.copy_of is None:
+                    sft, exact, stored = values["sft"][:SAMPLE], merged[:SAMPLE], narrowed[:SAMPLE].to(compute)
+                    result.change = float((exact - sft).abs_().sum(dtype=torch.float64))
+                    result.lost = float((stored - exact).abs_().sum(dtype=torch.float64))
+                if self.stream:
+                    slot.done.record(self.stream)
+            chunk = _Chunk(slot, first, raw, out, screen)
             if self.stream is None:
-                screen = self._compute(tensor, raw, out, compute, first, result)
-                self._check(tensor, raw, out, screen, first)
-                yield slot, sizes, slot.out.view[: n * out.element_size()]
-                continue
-            with torch.cuda.stream(self.stream):
-                screen = self._compute(tensor, raw, out, compute, first, result)
-                slot.done.record(self.stream)
-            if in_flight:
-                yield self._land(tensor, *in_flight)
-            in_flight = (slot, sizes, raw, out, screen, first)
-        if in_flight:
-            yield self._land(tensor, *in_flight)
+                yield self._land(tensor, chunk)
+            elif waiting:
+                yield self._land(tensor, waiting)
+            waiting = chunk
+        if self.stream and waiting:
+            yield self._land(tensor, waiting)
 
-    def _land(
-        self,
-        tensor: PlannedTensor,
-        slot: _Slot,
-        sizes: dict[str, int],
-        raw: dict[str, torch.Tensor],
-        out: torch.Tensor,
-        screen: torch.Tensor,
-        first: int,
-    ) -> _Step:
-        """Wait for a chunk that was computed on the GPU."""
-        slot.done.synchronize()
-        self._check(tensor, raw, out, screen, first)
-        return slot, sizes, slot.out.view[: out.numel() * out.element_size()]
+    def _land(self, tensor: PlannedTensor, chunk: _Chunk) -> memoryview:
+        """A computed chunk's bytes, checked."""
+        if self.stream:
+            chunk.slot.done.synchronize()
+        if not math.isfinite(chunk.screen):
+            self._check(tensor, chunk.raw, chunk.out, chunk.first)
+        return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
 
-    def _compute(
-        self,
-        tensor: PlannedTensor,
-        raw: Mapping[str, torch.Tensor],
-        out: torch.Tensor,
-        compute: torch.dtype,
-        first: int,
-        result: TensorResult,
-    ) -> torch.Tensor:
-        """Raw values -> merged values in `out`. Returns sums that are finite if all values are (on the device still)."""
-        values = {role: self._buffer(role, compute, chunk.numel()) for role, chunk in raw.items()}
-        for role, chunk in raw.items():
-            if self.stream is None:
-                values[role].copy_(chunk)
-            else:  # the narrow bytes cross the bus, and are widened on the device
-                values[role].copy_(chunk.to(self.device, non_blocking=True))
-        merged = values[tensor.copy_of] if tensor.copy_of else self.kernel(values, tensor.ratio)
-        narrowed = out.copy_(merged) if self.stream is None else merged.to(out.dtype)
-        if self.stream is not None:
-            out.copy_(narrowed, non_blocking=True)
-        screen = merged.sum()
-        if tensor.dtype in NARROW_RANGE or (compute is torch.float64 and tensor.dtype != "F64"):
-            screen = screen + narrowed.float().sum()
-        if first == 0:
-            sft = values.get("sft")
-            if sft is not None and tensor.copy_of is None:
-                exact, stored = merged[:SAMPLE], narrowed[:SAMPLE].to(compute)
-                result.change = float((exact - sft[:SAMPLE]).abs_().sum(dtype=torch.float64))
-                result.lost = float((stored - exact).abs_().sum(dtype=torch.float64))
-        return screen
-
-    def _buffer(self, role: str, dtype: torch.dtype, count: int) -> torch.Tensor:
-        key = (role, dtype)
-        if key not in self._numbers:
-            self._numbers[key] = torch.empty(self.elements, dtype=dtype, device=self.device)
-        return self._numbers[key][:count]
-
-    def _check(
-        self,
-        tensor: PlannedTensor,
-        raw: Mapping[str, torch.Tensor],
-        out: torch.Tensor,
-        screen: torch.Tensor,
-        first: int,
-    ) -> None:
+    def _check(self, tensor: PlannedTensor, raw: Mapping[str, torch.Tensor], out: torch.Tensor, first: int) -> None:
         """Look closer where the sums were not finite: equal infinities stay, overflow and anything else is an error."""
-        if math.isfinite(screen):
-            return
         host = {role: chunk.to("cpu", torch.float64) for role, chunk in raw.items()}
         roles = list(host)
         equal = torch.ones_like(host[roles[0]], dtype=torch.bool)
@@ -262,14 +226,33 @@ class _Slot:
             self.done = torch.cuda.Event()
 
 
-_Step = tuple[_Slot, dict[str, int], memoryview]
+class _Chunk(NamedTuple):
+    """A chunk on its way: what was read, where the result arrives, and sums that are finite if all values are."""
+
+    slot: _Slot
+    first: int
+    raw: dict[str, torch.Tensor]
+    out: torch.Tensor
+    screen: torch.Tensor
+
+
+class _Source(NamedTuple):
+    """One model's tensor on disk, in torch's words."""
+
+    role: str
+    path: Path
+    offset: int
+    width: int  # bytes of an element
+    dtype: torch.dtype
+
+
+def _sources(tensor: PlannedTensor) -> list[_Source]:
+    count = max(1, math.prod(tensor.shape))
+    return [
+        _Source(role, e.path, e.offset, e.nbytes // count, torch_dtype(e.dtype)) for role, e in tensor.sources.items()
+    ]
 
 
 def _finite(values: torch.Tensor) -> bool:
     """Whether all are finite, by their sum; a sum that overflowed is looked at closely."""
     return math.isfinite(values.sum(dtype=torch.float32)) or bool(values.to(torch.float64).isfinite().all())
-
-
-def _width(entry: TensorEntry) -> int:
-    """Bytes of an element."""
-    return entry.nbytes // max(1, math.prod(entry.shape))

@@ -69,7 +69,7 @@ class Streamer:
         largest = max((t.reads // max(1, len(t.sources)) for t in plan.tensors.values()), default=1)
         elements = min(elements, max(1024, largest))  # a small model needs no large buffers
         self._stop = threading.Event()
-        self._roles = tuple(dict.fromkeys((*method_needs(merge.method), "sft")))
+        self._roles = tuple(dict.fromkeys(("sft", *method_needs(merge.method))))
         self._make: Callable[[Files, Sink], Worker] = lambda files, sink: Worker(
             function,
             self._roles,

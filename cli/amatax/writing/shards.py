@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import xxhash
+
 from amatax.errors import InputChangedError, OutputError
 from amatax.planning.layout import Shard
 from amatax.planning.plan import Plan, PlannedTensor
@@ -34,15 +36,42 @@ def write_shard(
             _write(fd, data, shard.offsets[tensor.name] + begin)
 
         results = streamer.run((plan.tensors[name] for name in shard.offsets), sink, wait)
+        check_inputs(plan)
+        return results
     except OSError as error:
+        path.unlink(missing_ok=True)
         if error.errno in NO_SPACE:
             hint = "free some space and run the same command again: finished shards are kept"
             raise OutputError(f"{path.parent}: the disk is full ({error.strerror})", hint) from None
         raise OutputError(f"{path}: {error.strerror}", "check the disk and run the same command again") from None
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(fd)
-    check_inputs(plan)
-    return results
+
+
+def is_whole(path: Path, shard: Shard, tensors: dict[str, dict[str, str]], block: int = 1 << 20) -> bool:
+    """Does a shard hold what the journal says of it? (After a crash of the machine it may not: data reaches the disk late.)"""
+    buffer = memoryview(bytearray(max(block, len(shard.header))))
+    try:
+        with path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != shard.nbytes or file.read(len(shard.header)) != shard.header:
+                return False
+            ends = [*list(shard.offsets.values())[1:], shard.nbytes]
+            for (name, begin), end in zip(shard.offsets.items(), ends, strict=True):
+                digest = xxhash.xxh3_128()
+                while begin < end:
+                    n = file.readinto(buffer[: min(block, end - begin)])
+                    if not n:
+                        return False
+                    digest.update(buffer[:n])
+                    begin += n
+                if digest.hexdigest() != tensors[name]["output"]:
+                    return False
+    except (OSError, KeyError):
+        return False
+    return True
 
 
 def check_inputs(plan: Plan) -> None:

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from amatax import __version__
 from amatax.errors import OutputError
 from amatax.planning.destination import WORK, unfinished
 from amatax.planning.plan import Plan
+from amatax.writing.shards import is_whole
 
 LOCK = "lock"
 JOURNAL = "journal.jsonl"
@@ -28,18 +30,21 @@ class Workplace:
         folder: `<output>.unfinished`; only finished files bear their final names in it.
         done: what the journal knows of finished shards, by file name.
         discarded: why earlier work was thrown away, if it was.
+        begun: the folder is ours to write (and, while no shard is finished, to remove).
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.folder = folder
         self._journal = folder / WORK / JOURNAL
-        self._inputs = {
+        inputs = {
             role: [[f.path.name, f.size, f.header, f.mtime_ns, f.ctime_ns] for f in checkpoint.files]
             for role, checkpoint in plan.checkpoints.items()
         }
-        self.identity = plan.identity
+        self._plan = plan
+        self._head = {"amatax": __version__, "identity": plan.identity, "inputs": inputs}
         self.done: dict[str, dict[str, Any]] = {}
         self.discarded = ""
+        self.begun = False
 
     def begin(self, *, overwrite: bool) -> None:
         """Read the journal; keep what belongs to this very merge, of the same input files, and start over otherwise.
@@ -47,25 +52,34 @@ class Workplace:
         Raises:
             OutputError: if unfinished work of another merge stands here and `overwrite` is not set.
         """
-        lines = _json_lines(self._journal)
-        head = lines[0] if lines else {}
-        if head.get("identity") == self.identity and head.get("inputs") == self._inputs:
-            sizes = {path.name: path.stat().st_size for path in self.folder.iterdir() if path.is_file()}
+        strangers = [path.name for path in self.folder.iterdir() if path.name != WORK]
+        if strangers and not self._journal.exists():
+            message = f"{self.folder}: amatax would work here, but it holds files of others ({strangers[0]})"
+            raise OutputError(message, "move them, or choose another output folder")
+        head, *entries = _json_lines(self._journal) or [{}]
+        if head == self._head:
+            shards = {shard.file: shard for shard in self._plan.shards}
             self.done = {
-                line["file"]: line for line in lines[1:] if sizes.get(line.get("file", "")) == line.get("bytes")
+                entry["file"]: entry
+                for entry in entries
+                if is_whole(self.folder / entry["file"], shards[entry["file"]], entry["tensors"])
             }
-        elif head:
-            if head.get("identity") != self.identity and not overwrite:
+        elif entries:
+            if head.get("identity") != self._head["identity"] and not overwrite:
                 raise OutputError(
                     f"{self.folder}: unfinished work of another merge (another recipe, or other inputs)",
                     "finish that one, choose another folder, or start over with --overwrite",
                 )
-            self.discarded = "the inputs have changed since: starting over" if not overwrite else "starting over"
+            same = head.get("identity") == self._head["identity"] and head.get("amatax") == __version__
+            self.discarded = (
+                "the inputs have changed since the interrupted run: starting over" if same else "starting over"
+            )
         for path in self.folder.iterdir():  # half-written files and what no journal line vouches for
             if path.name not in self.done and path.name != WORK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.begun = True
         if not self.done:
-            self._append({"identity": self.identity, "inputs": self._inputs}, fresh=True)
+            self._append(self._head, fresh=True)
 
     def finish_shard(self, partial: Path, entry: dict[str, Any]) -> None:
         """Give a shard its final name and write it into the journal."""
@@ -96,8 +110,6 @@ class Workplace:
     def _append(self, line: dict[str, Any], *, fresh: bool = False) -> None:
         with self._journal.open("w" if fresh else "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @contextmanager
@@ -120,7 +132,13 @@ def workplace(plan: Plan, output: Path) -> Iterator[Workplace]:
         if not ours:  # held by another, or just renamed away by one that finished
             hint = "wait for it and run the same command again, or choose another folder"
             raise OutputError(f"{output}: another merge is writing this folder", hint)
-        yield Workplace(plan, folder)
+        work = Workplace(plan, folder)
+        try:
+            yield work
+        except BaseException:
+            if work.begun and not work.done:
+                shutil.rmtree(folder, ignore_errors=True)  # nothing in it is worth continuing
+            raise
     finally:
         os.close(fd)
 
