@@ -66,7 +66,7 @@ def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, defaults written out; parsing it gives an equal recipe."""
     data = {key: value for key, value in recipe.model_dump(mode="json", exclude_none=True).items() if value != {}}
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(data, sort_keys=False, width=120)
 
 
 def _absolute(model: str, folder: Path) -> str:
