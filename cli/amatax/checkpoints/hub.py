@@ -9,8 +9,8 @@ from amatax.errors import HubError
 
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 SIDE_FILES = re.compile(
-    r".*\.(json|jinja|txt|model|tiktoken|py|md|spm|vocab)|LICENSE.*|additional_chat_templates/[^/]+\.jinja",
-    re.IGNORECASE,
+    r"[^/]+\.(json|jinja|txt|model|tiktoken|py|md|spm|vocab)|LICENSE[^/]*|NOTICE[^/]*"
+    r"|additional_chat_templates/[^/]+\.jinja|custom_generate/[^/]+"
 )
 
 
@@ -56,9 +56,7 @@ def needed(files: list[str]) -> list[str]:
     safe = [file for file in weights if ".safetensors" in file]
     single = [file for file in safe if file == "model.safetensors"]
     sides = [file for file in files if file not in weights and SIDE_FILES.fullmatch(file) and ".index.json" not in file]
-    return sorted(
-        (single or safe or weights) + [file for file in sides if file.count("/") <= file.count("chat_templates")]
-    )
+    return sorted((single or safe or weights) + sides)
 
 
 def _cached(repo: str, revision: str) -> tuple[Path, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
-from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE
+from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE, torch_name
 from amatax.checkpoints.opening import open_checkpoint
 from amatax.errors import AmataxError, Fault, PlanError
 from amatax.methods import method_copies, method_needs
@@ -19,6 +19,7 @@ from amatax.planning.destination import State, destination_faults, state
 from amatax.planning.layout import OutputTensor, Shard, lay_out
 from amatax.planning.names import Anatomy, Place, anatomy
 from amatax.planning.ratios import PlannedBlock, plan_blocks, tensor_ratios
+from amatax.planning.tying import resolve_tying, tie_flag
 from amatax.recipes.schema import Recipe
 
 FORMAT = 1  # of the record; part of the identity
@@ -118,27 +119,34 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
             tensors[role], matched = siblings.align(sft, checkpoints[role], role)
             notes += matched
 
-    tied, tie_notes, tie_faults = _resolve_tying(recipe, checkpoints, tensors, model)
-    notes += tie_notes
-    faults += tie_faults
-    model = anatomy(tensors["sft"], sft.config)  # untying may have added a head
-    for role in needs:
-        if role != "sft" and not tie_faults:
-            theirs = anatomy(tensors[role], checkpoints[role].config)
-            aligned = Checkpoint(sft.ref, None, sft.folder, sft.root, sft.config, tensors["sft"], ())
-            faults += siblings.same_tensors(aligned, checkpoints[role], tensors[role], role, (model, theirs))
+    models = {
+        role: model if entries.keys() == sft.tensors.keys() else anatomy(entries, checkpoints[role].config)
+        for role, entries in tensors.items()
+    }
+    tying = resolve_tying(recipe.merge.untie, checkpoints, tensors, models)
+    notes += tying.notes
+    faults += tying.faults
+    if tying.own_head:
+        head, embeddings = tying.own_head
+        for role, own in embeddings.items():
+            tensors[role] = {**tensors[role], head: tensors[role][own]._replace(name=head)}
+        models = {role: anatomy(entries, checkpoints[role].config) for role, entries in tensors.items()}
+    model = models["sft"]
+    if not tying.faults:
+        for role in [role for role in tensors if role != "sft"]:
+            faults += siblings.same_tensors(tensors["sft"], checkpoints[role], tensors[role], role, model, models[role])
     if faults:
         raise PlanError(faults)
     blocks, block_faults = plan_blocks(recipe, ratios, model.layers)
     if block_faults:
         raise PlanError(block_faults)
-    by_name, ratio_faults = tensor_ratios(recipe, ratios, model, blocks, tied is True)
+    by_name, ratio_faults = tensor_ratios(recipe, ratios, model, blocks, tying.tied is True)
     if ratio_faults:
         raise PlanError(ratio_faults)
 
     planned = {name: _plan_tensor(recipe, name, model.places[name], by_name[name], tensors) for name in tensors["sft"]}
     shards = lay_out([OutputTensor(t.name, t.dtype, t.shape) for t in planned.values()], recipe.output.shard_bytes)
-    changes = _config_changes(recipe, checkpoints[recipe.output.config], list(planned.values()), tied)
+    changes = _config_changes(recipe, checkpoints[recipe.output.config], list(planned.values()), tying.tied)
     notes += _notes(recipe, checkpoints, tensors, planned)
     pinned = _pin(recipe, checkpoints)
     identity = _identity(pinned, checkpoints, shards)
@@ -184,48 +192,6 @@ def _layer_faults(model: Anatomy, sft: Checkpoint) -> list[Fault]:
     return [Fault(f"sft: {message}", sft.ref, "`amatax inspect FOLDER` shows what was found")]
 
 
-def _resolve_tying(
-    recipe: Recipe, checkpoints: dict[str, Checkpoint], tensors: dict[str, dict[str, TensorEntry]], model: Anatomy
-) -> tuple[bool | None, list[str], list[Fault]]:
-    """Is the head the token embedding? (None: the model has no such head.) With `untie`, `tensors` gains a head of its own.
-
-    The tensors are trusted first, the config second.
-    """
-    owned = {role: siblings.head_names(t, anatomy(t, checkpoints[role].config)) for role, t in tensors.items()}
-    without = [role for role, (embeddings, heads) in owned.items() if embeddings and not heads]
-    having = [role for role, (_, heads) in owned.items() if heads]
-    flag = siblings.tie_flag(checkpoints["sft"].config)
-    embeddings, heads = owned["sft"]
-    if without and having:
-        if not recipe.merge.untie:
-            message = f"{having[0]} has a head of its own ({owned[having[0]][1][0]!r}), {without[0]} ties it to its embeddings"
-            hint = "write `untie: true` under `merge`: both are merged as two matrices"
-            return None, [], [Fault(message, checkpoints[without[0]].ref, hint)]
-        head = owned[having[0]][1][0]
-        for role in without:
-            own = owned[role][0][0]
-            tensors[role] = {**tensors[role], head: tensors[role][own]._replace(name=head)}
-        names = " and ".join(without)
-        return False, [f"{names} ties its embeddings: its head is written as a matrix of its own, {head!r}"], []
-    if heads:
-        if flag and embeddings:
-            twice = all(siblings.same_bytes(t[embeddings[0]], t[h]) for t in tensors.values() for h in heads if h in t)
-            if twice:
-                return (
-                    True,
-                    [f"embeddings are tied and on disk twice: {heads[0]!r} and {embeddings[0]!r} follow `head`"],
-                    [],
-                )
-            return False, [f"config.json says tied, but {heads[0]!r} and {embeddings[0]!r} differ: two matrices"], []
-        return False, [], []
-    if embeddings and siblings.is_tied(checkpoints["sft"].config):
-        notes = [f"embeddings are tied: {embeddings[0]!r} counts as the head, and `head` decides its ratio"]
-        if flag is False:
-            notes.append("config.json says untied, but no head is on disk: `tie_word_embeddings: true` is written")
-        return True, notes, []
-    return None, [], []
-
-
 def _plan_tensor(
     recipe: Recipe, name: str, place: Place, ratio: float, tensors: dict[str, dict[str, TensorEntry]]
 ) -> PlannedTensor:
@@ -255,13 +221,11 @@ def _config_changes(
                 size *= n
             amounts[tensor.dtype] = amounts.get(tensor.dtype, 0) + size
     if amounts:
-        from amatax.checkpoints.dtypes import torch_name
-
         dtype = torch_name(max(amounts, key=lambda d: amounts[d]))
         said = source.config.get("dtype", source.config.get("torch_dtype"))
         if said != dtype:
             changes["dtype"] = dtype
-    if tied is not None and siblings.tie_flag(source.config) not in (tied, None if tied else False):
+    if tied is not None and tie_flag(source.config) not in (tied, None if tied else False):
         changes["tie_word_embeddings"] = tied
     return changes
 

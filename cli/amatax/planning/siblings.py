@@ -1,4 +1,4 @@
-"""Are these checkpoints siblings? Names, shapes, dtypes, layers, vocabularies, tied embeddings, quantisation, tokenizers."""
+"""Are these checkpoints siblings? Names, shapes, dtypes, layers, vocabularies, quantisation, configs, tokenizers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from typing import Any
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
 from amatax.checkpoints.dtypes import INTEGER, MERGEABLE
 from amatax.errors import Fault
-from amatax.planning.names import TEXT_CONFIGS, Anatomy, is_token_embedding
+from amatax.planning.names import Anatomy
 
 PREFIXES = ("model.", "transformer.", "language_model.", "base_model.", "model.language_model.")
 PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|absmax|quant_map|nested_absmax|quant_state\..*|weight_scale|weight_scale_inv|weight_packed"
     r"|SCB|\w+_blocks|\w+_scales)$"
 )
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
-WITHOUT_VOCABULARY = ("Classification", "QuestionAnswering", "MultipleChoice", "RewardModel")  # another head
-VOCABULARY_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|output|head)\.weight$")
 CONFIG_CHATTER = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_attn_implementation"}
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -72,16 +69,20 @@ def quantised(checkpoint: Checkpoint, role: str) -> Iterator[Fault]:
 
 
 def same_tensors(
-    sft: Checkpoint, other: Checkpoint, tensors: dict[str, TensorEntry], role: str, models: tuple[Anatomy, Anatomy]
+    sft: dict[str, TensorEntry],
+    other: Checkpoint,
+    tensors: dict[str, TensorEntry],
+    role: str,
+    mine: Anatomy,
+    theirs: Anatomy,
 ) -> Iterator[Fault]:
     """Names and shapes, with what explains a difference said first."""
-    mine, theirs = models
     if mine.layers != theirs.layers:
         message = f"sft has {mine.layers} layers, {role} has {theirs.layers}"
         yield Fault(message, other.ref, "only checkpoints of one architecture and size can be merged")
         return
-    missing = [name for name in sft.tensors if name not in tensors]
-    extra = [name for name in tensors if name not in sft.tensors]
+    missing = [name for name in sft if name not in tensors]
+    extra = [name for name in tensors if name not in sft]
     if missing or extra:
         parts = []
         if missing:
@@ -90,11 +91,11 @@ def same_tensors(
             parts.append(f"has {_some(extra)} that sft lacks")
         hint = "every tensor must be in both; are they fine-tunes of one base, saved by the same class?"
         yield Fault(f"{role} {' and '.join(parts)}", other.ref, hint)
-    differ = [n for n, e in sft.tensors.items() if n in tensors and tensors[n].shape != e.shape]
-    vocabulary = [n for n in differ if models[0].places[n].kind in ("embedding", "head")]
+    differ = [n for n, e in sft.items() if n in tensors and tensors[n].shape != e.shape]
+    vocabulary = [n for n in differ if mine.places[n].kind in ("embedding", "head")]
     if vocabulary:
         name = vocabulary[0]
-        ours, others = sft.tensors[name].shape[0], tensors[name].shape[0]
+        ours, others = sft[name].shape[0], tensors[name].shape[0]
         yield Fault(
             f"the vocabularies differ: {name!r} has {ours} rows in sft and {others} in {role}",
             other.ref,
@@ -103,7 +104,7 @@ def same_tensors(
     rest = [n for n in differ if n not in vocabulary]
     if rest:
         name = rest[0]
-        shapes = f"{list(sft.tensors[name].shape)} in sft, {list(tensors[name].shape)} in {role}"
+        shapes = f"{list(sft[name].shape)} in sft, {list(tensors[name].shape)} in {role}"
         hint = "only checkpoints of one architecture and size can be merged"
         yield Fault(f"{len(rest)} tensors have other shapes, first {name!r}: {shapes}", other.ref, hint)
 
@@ -117,54 +118,6 @@ def dtype_notes(sft: Checkpoint, tensors: dict[str, TensorEntry], role: str) -> 
             pairs[key] = pairs.get(key, 0) + 1
     for (mine, theirs), count in sorted(pairs.items()):
         yield f"{count} tensors are {mine} in sft and {theirs} in {role}"
-
-
-def tie_flag(config: dict[str, Any]) -> bool | None:
-    """tie_word_embeddings, wherever it stands; None if the config leaves it to the class's default."""
-    for part in (config, *(config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), dict))):
-        if isinstance(part.get("tie_word_embeddings"), bool):
-            return part["tie_word_embeddings"]
-    return None
-
-
-def head_names(tensors: dict[str, TensorEntry], model: Anatomy) -> tuple[list[str], list[str]]:
-    """(token embeddings, heads over the vocabulary, which may have more or fewer rows)."""
-    embeddings = [n for n in tensors if n in model.places and is_token_embedding(n, model.places[n])]
-    shapes = {tensors[n].shape for n in embeddings}
-    heads = [n for n in tensors if n in model.places and model.places[n].kind == "head"]
-    heads = [n for n in heads if tensors[n].shape in shapes or VOCABULARY_HEAD.search(n)]
-    return embeddings, heads
-
-
-def is_language_model(config: dict[str, Any]) -> bool:
-    """Whether the class that the config names has a head over the vocabulary."""
-    return any(str(name).endswith(LANGUAGE_MODELS) for name in config.get("architectures") or [])
-
-
-def is_tied(config: dict[str, Any]) -> bool:
-    """Whether a model without a head on disk ties it to its embeddings: the flag says nothing where there is no such head."""
-    classes = [str(name) for name in config.get("architectures") or []]
-    if any(name.endswith(WITHOUT_VOCABULARY) for name in classes):
-        return False
-    return bool(tie_flag(config)) or is_language_model(config)
-
-
-def same_bytes(a: TensorEntry, b: TensorEntry, block: int = 1 << 22) -> bool:
-    """Whether two tensors hold the same bytes. Reads tensor data: only for a tied pair that is on disk twice."""
-    if (a.path, a.offset, a.nbytes) == (b.path, b.offset, b.nbytes):
-        return True
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    with a.path.open("rb") as fa, b.path.open("rb") as fb:
-        fa.seek(a.offset)
-        fb.seek(b.offset)
-        left = a.nbytes
-        while left > 0:
-            n = min(block, left)
-            if fa.read(n) != fb.read(n):
-                return False
-            left -= n
-    return True
 
 
 def config_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:

@@ -24,7 +24,7 @@ Hashes = dict[str, xxhash.xxh3_128]
 Sink = Callable[[PlannedTensor, int, memoryview], None]  # (tensor, first byte within the tensor, its next bytes)
 WIDE = {"F32", "F64"}
 NARROW_RANGE = {"F16", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ"}  # where a finite value can overflow
-SAMPLE = 1 << 14  # elements of each tensor in which the rounding of the output dtype is measured
+SAMPLE = 1 << 14  # elements of a sampled tensor in which the rounding of the output dtype is measured
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Worker:
         roles: the models that can be read.
         elements: of a chunk.
         device: where the kernel runs.
+        sampled: names of the tensors in which the rounding of the output dtype is measured.
     """
 
     def __init__(
@@ -63,17 +64,20 @@ class Worker:
         files: Files,
         sink: Sink,
         *,
+        sampled: frozenset[str] = frozenset(),
         allow_nonfinite: bool = False,
         advance: Callable[[int], None] = lambda n: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.kernel, self.elements, self.device, self.files, self.sink = kernel, elements, device, files, sink
+        self.sampled = sampled
         self.allow_nonfinite, self.advance, self.stopped = allow_nonfinite, advance, stopped
         on_gpu = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         depth = 2 if on_gpu else 1  # on a GPU the next chunk is read while this one is copied and merged
         self.slots = [_Slot(roles, elements, pinned=on_gpu) for _ in range(depth)]
         self.last = roles[-1]
+        self._ratios: dict[tuple[float, torch.dtype], torch.Tensor] = {}
         self.wide = {role: Numbers(elements * 8, device) for role in roles}
 
     def run(self, tensor: PlannedTensor) -> TensorResult:
@@ -134,7 +138,7 @@ class Worker:
         """Chunks through the kernel; on a GPU one is in flight while the next is read."""
         sources, out_dtype = _sources(tensor), torch_dtype(tensor.dtype)
         compute = torch.float64 if WIDE & {entry.dtype for entry in tensor.sources.values()} else torch.float32
-        ratio = torch.tensor(tensor.ratio, dtype=compute)
+        ratio = self._ratio(tensor.ratio, compute)
         may_overflow = tensor.dtype in NARROW_RANGE or (compute is torch.float64 and tensor.dtype != "F64")
         waiting: _Chunk | None = None
         for i, (first, n) in enumerate(self._chunks(count)):
@@ -159,7 +163,7 @@ class Worker:
                 screen = merged.sum()  # finite if all values are
                 if may_overflow:
                     screen += narrowed.float().sum()
-                if first == 0 and tensor.copy_of is None:
+                if first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
                     sft, exact, stored = values["sft"][:SAMPLE], merged[:SAMPLE], narrowed[:SAMPLE].to(compute)
                     result.change = float((exact - sft).abs_().sum(dtype=torch.float64))
                     result.lost = float((stored - exact).abs_().sum(dtype=torch.float64))
@@ -173,6 +177,12 @@ class Worker:
             waiting = chunk
         if self.stream and waiting:
             yield self._land(tensor, waiting)
+
+    def _ratio(self, ratio: float, dtype: torch.dtype) -> torch.Tensor:
+        """A ratio as a scalar tensor, which torch multiplies by faster than by a Python number."""
+        if (ratio, dtype) not in self._ratios:
+            self._ratios[ratio, dtype] = torch.tensor(ratio, dtype=dtype)
+        return self._ratios[ratio, dtype]
 
     def _land(self, tensor: PlannedTensor, chunk: _Chunk) -> memoryview:
         """A computed chunk's bytes, checked."""

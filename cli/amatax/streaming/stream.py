@@ -17,6 +17,7 @@ from amatax.streaming.buffers import Files
 from amatax.streaming.chunks import Sink, TensorResult, Worker
 
 GPU_ELEMENTS = 1 << 21  # large enough that launches and copies do not show
+SAMPLED_TENSORS = 500  # at least, evenly over the model, where there are as many
 LARGE = 4 << 20  # bytes; tensors above are taken largest first, so that no thread is left with the last large one
 
 
@@ -68,6 +69,8 @@ class Streamer:
         elements = GPU_ELEMENTS if device.type == "cuda" else CPU_ELEMENTS
         largest = max((t.reads // max(1, len(t.sources)) for t in plan.tensors.values()), default=1)
         elements = min(elements, max(1024, largest))  # a small model needs no large buffers
+        names = list(plan.tensors)
+        sampled = frozenset(names[:: max(1, len(names) // SAMPLED_TENSORS)])
         self._stop = threading.Event()
         self._roles = tuple(dict.fromkeys(("sft", *method_needs(merge.method))))
         self._make: Callable[[Files, Sink], Worker] = lambda files, sink: Worker(
@@ -77,6 +80,7 @@ class Streamer:
             device,
             files,
             sink,
+            sampled=sampled,
             allow_nonfinite=allow_nonfinite,
             advance=advance,
             stopped=self._stop.is_set,
