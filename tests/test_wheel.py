@@ -26,8 +26,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_gallery_is_in_it(installed: Path) -> None:
-    in_checkout = {p.relative_to(ROOT) for p in (ROOT / "merge_recipes").rglob("*") if p.suffix in (".yaml", ".safetensors", ".jsonl")}
-    in_wheel = {p.relative_to(installed / "amatax") for p in (installed / "amatax" / "merge_recipes").rglob("*") if p.is_file()}
+    in_checkout = {
+        p.relative_to(ROOT)
+        for p in (ROOT / "merge_recipes").rglob("*")
+        if p.suffix in (".yaml", ".safetensors", ".jsonl")
+    }
+    in_wheel = {
+        p.relative_to(installed / "amatax") for p in (installed / "amatax" / "merge_recipes").rglob("*") if p.is_file()
+    }
     assert in_checkout
     assert in_checkout <= in_wheel
 

@@ -19,6 +19,7 @@ from amatax.planning.names import Anatomy, anatomy
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.loading import load_recipe
 from amatax.recipes.schema import Recipe
+from amatax.writing.side_files import copied_files
 
 if TYPE_CHECKING:
     from amatax.streaming.differences import Difference
@@ -87,8 +88,11 @@ def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, ove
 
     Raises:
         RecipeError, PlanError: with all faults.
+        CheckpointError: if a file that is to be copied leads out of its checkpoint.
     """
-    return make_plan(_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite)
+    planned = make_plan(_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite)
+    copied_files(planned)
+    return planned
 
 
 def merge(
@@ -119,8 +123,11 @@ def merge(
     if planned.output is None:
         hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
         raise OutputError("no output folder was named", hint)
+    from amatax.writing.workplace import tidy
+
     threads, streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
     if planned.found is State.SAME and not _inputs_changed(planned, streamer, watcher, overwrite):
+        tidy(planned.output)
         return MergeResult(planned, planned.output, already=True, notes=planned.notes)
 
     from amatax.writing.record import rounded_away
@@ -264,7 +271,7 @@ def _inputs_changed(planned: Plan, streamer: Callable[[], Any], watcher: Watcher
     changed = [
         name
         for name, result in results.items()
-        if any(recorded[name].get(role) != checksum for role, checksum in result.checksums.items())
+        if any(recorded.get(name, {}).get(role) != checksum for role, checksum in result.checksums.items())
     ]
     if changed and not overwrite:
         raise OutputError(

@@ -36,6 +36,12 @@ class WeightFile(NamedTuple):
         return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) != (self.size, self.mtime_ns, self.ctime_ns)
 
 
+def architectures(config: dict[str, Any]) -> list[str]:
+    """The classes that a config names; whatever else may stand there is none."""
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint. Only headers and configs have been read.
@@ -61,6 +67,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.tensors.values())
+
+    @property
+    def architectures(self) -> list[str]:
+        """The classes that config.json names; empty if it names none."""
+        return architectures(self.config)
 
     @property
     def pinned(self) -> str:

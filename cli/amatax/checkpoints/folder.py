@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, WeightFile
-from amatax.checkpoints.header import read_header
+from amatax.checkpoints.header import FETCH, POINTER, read_header
 from amatax.checkpoints.pickled import read_bin
 from amatax.errors import CheckpointError
 
@@ -71,13 +71,16 @@ def inside(folder: Path, name: str, root: Path) -> Path:
         CheckpointError: if it is missing or leads outside.
     """
     path = folder / name
-    real = path.resolve()
+    try:
+        real, there = path.resolve(), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL, a name too long
+        raise CheckpointError(f"{folder}: {name!r} cannot be a file ({error})", "save the checkpoint again") from None
     if not real.is_relative_to(root) or Path(name).is_absolute():
         raise CheckpointError(
             f"{folder}: {name!r} leads outside the folder, to {real}",
             "amatax follows no path out of a checkpoint: put the file itself in the folder",
         )
-    if not path.is_file():
+    if not there:
         raise CheckpointError(f"{path}: no such file", "the checkpoint is incomplete: download or save it again")
     return path
 
@@ -96,7 +99,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}", "check the path and its permissions") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})", "download or save it again") from None
+        pointer = path.read_bytes()[: len(POINTER)] == POINTER
+        hint = FETCH if pointer else "download or save it again"
+        raise CheckpointError(f"{path}: not valid JSON ({error})", hint) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object", "download or save it again")
     return value

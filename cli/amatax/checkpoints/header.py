@@ -13,6 +13,9 @@ from amatax.checkpoints.dtypes import DTYPES, nbytes
 from amatax.errors import CheckpointError
 
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
+LARGEST = 1 << 63  # no file has so many bytes
+POINTER = b"version "  # how a git-lfs pointer begins
+FETCH = "this is a git-lfs pointer: run `git lfs pull`"
 INCOMPLETE = "the file is incomplete or damaged: download or save it again"
 
 
@@ -32,9 +35,8 @@ def read_header(path: Path) -> tuple[list[TensorEntry], WeightFile]:
             raise CheckpointError(f"{path}: the file is empty", INCOMPLETE)
         first = file.read(8)
         length = int.from_bytes(first, "little")
-        if first.startswith(b"version ") or stat.st_size < 8:
-            hint = "this is a git-lfs pointer: run `git lfs pull`" if first.startswith(b"version ") else INCOMPLETE
-            raise CheckpointError(f"{path}: not a safetensors file", hint)
+        if first == POINTER or stat.st_size < 8:
+            raise CheckpointError(f"{path}: not a safetensors file", FETCH if first == POINTER else INCOMPLETE)
         if length > MAX_HEADER or length > stat.st_size - 8:
             raise CheckpointError(
                 f"{path}: not a safetensors file, or cut off in its header "
@@ -43,7 +45,7 @@ def read_header(path: Path) -> tuple[list[TensorEntry], WeightFile]:
             )
         raw = file.read(length)
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except _DuplicateKeyError as error:
         raise CheckpointError(f"{path}: the header names {error} twice", "save the checkpoint again") from None
     except (ValueError, RecursionError) as error:
@@ -53,7 +55,10 @@ def read_header(path: Path) -> tuple[list[TensorEntry], WeightFile]:
     header.pop("__metadata__", None)
 
     start = 8 + length
-    entries = sorted((_entry(path, name, item, start) for name, item in header.items()), key=lambda e: e.offset)
+    entries = sorted(
+        (_entry(path, name, item, start) for name, item in header.items()),
+        key=lambda e: (e.offset, e.nbytes),  # one of no elements before the one that begins where it stands
+    )
     end = start
     for entry in entries:
         if entry.offset != end:
@@ -82,14 +87,19 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(path: Path, name: str, item: Any, start: int) -> TensorEntry:
     """One header item, checked."""
     try:
-        dtype, shape, (begin, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
-        numbers = (*shape, begin, end)
-        if not all(type(n) is int and n >= 0 for n in numbers):
+        name.encode()  # JSON can spell names that UTF-8 cannot
+        dtype, shape, (begin, end) = item["dtype"], item["shape"], item["data_offsets"]
+        if not (isinstance(dtype, str) and isinstance(shape, list)):
+            raise TypeError
+        shape = tuple(shape)
+        if not all(type(n) is int and 0 <= n < LARGEST for n in (*shape, begin, end)):
             raise TypeError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: the header's entry for {name!r} is malformed", INCOMPLETE) from None
     if dtype not in DTYPES:
         raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
+    if nbytes(dtype, shape) >= LARGEST:
+        raise CheckpointError(f"{path}: the header's entry for {name!r} is malformed", INCOMPLETE)
     if end - begin != nbytes(dtype, shape):
         raise CheckpointError(
             f"{path}: {name!r} is {dtype} {list(shape)}, {nbytes(dtype, shape):,} bytes, "

@@ -66,9 +66,8 @@ def _cached(repo: str, revision: str) -> tuple[Path, str]:
     config = try_to_load_from_cache(repo, "config.json", revision=revision or None)
     if not isinstance(config, str):
         message = f"{repo}: is not in the local cache, and the Hub cannot be reached"
-        raise HubError(
-            message, f"with a connection: `hf download {repo}{f' --revision {revision}' if revision else ''}`"
-        )
+        hint = f"with a connection: `hf download {repo}{f' --revision {revision}' if revision else ''}`"
+        raise HubError(message, hint + _meant(repo))
     return Path(config).parent, Path(config).parent.name
 
 
@@ -107,6 +106,10 @@ def _hub_error(error: Exception, repo: str, revision: str) -> Exception:
         cases.insert(0, (Exception, f"the Hub stopped answering ({error})", "run it again: finished files are kept"))
     for kind, message, hint in cases:
         if isinstance(error, kind):
-            found = f"; the folder ./{repo} exists: write ./{repo} to mean it" if Path(repo).exists() else ""
-            return HubError(f"{repo}: {message}", hint + found)
+            return HubError(f"{repo}: {message}", hint + _meant(repo))
     return error
+
+
+def _meant(repo: str) -> str:
+    """A folder of that name may have been meant."""
+    return f"; the folder ./{repo} exists: write ./{repo} to mean it" if Path(repo).exists() else ""

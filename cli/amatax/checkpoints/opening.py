@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.checkpoints.folder import open_folder
 from amatax.checkpoints.hub import fetch
+from amatax.errors import CheckpointError
 from amatax.recipes.schema import is_folder
 
 
@@ -16,7 +18,11 @@ def open_checkpoint(model: str) -> Checkpoint:
     Raises:
         CheckpointError, HubError
     """
-    if is_folder(model):
-        return open_folder(Path(model).expanduser(), model)
-    folder, commit = fetch(model)
-    return open_folder(folder, model, commit, root=folder.parent.parent)
+    try:
+        if is_folder(model):
+            return open_folder(Path(os.path.expanduser(model)), model)  # noqa: PTH111  (it leaves an unknown ~user be)
+        folder, commit = fetch(model)
+        return open_folder(folder, model, commit, root=folder.parent.parent)
+    except OSError as error:
+        hint = "check the path and its permissions"
+        raise CheckpointError(f"{error.filename or model}: {error.strerror or error}", hint) from error

@@ -37,6 +37,12 @@ class _Group(TyperGroup):
             raise typer.Exit(0) from None
         except (typer.Exit, typer.Abort):
             raise
+        except OSError as error:  # what no stage expected is still the disk's or the rights', not a bug
+            if os.environ.get("AMATAX_DEBUG") == "1":
+                traceback.print_exc()
+            print(f"amatax: {error.filename or 'the output'}: {error.strerror or error}", file=sys.stderr)
+            print("  -> check the disk and the permissions", file=sys.stderr)
+            raise typer.Exit(USER_FAULT) from None
         except Exception as error:
             if type(error).__module__.startswith(("click", "typer")):
                 raise  # usage errors print themselves

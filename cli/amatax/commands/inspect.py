@@ -49,7 +49,7 @@ def inspection_lines(one: Inspection) -> list[str]:
     c, model = one.checkpoint, one.model
     parameters = sum(math.prod(entry.shape) for entry in c.tensors.values())
     lines = [f"{c.ref}{f' at {c.commit}' if c.commit else ''}"]
-    lines.append(f"{', '.join(c.config.get('architectures') or ['no architecture named'])}")
+    lines.append(f"{', '.join(c.architectures) or 'no architecture named'}")
     lines.append(
         f"{len(c.tensors)} tensors, {parameters:,} parameters, {human_bytes(c.nbytes)} in {len(c.files)} file(s)"
     )
@@ -73,7 +73,7 @@ def inspection_lines(one: Inspection) -> list[str]:
         totals[place.kind][0] += 1
         totals[place.kind][1] += c.tensors[name].nbytes
     rows = [
-        [f"  {kind}", f"{count} tensors", human_bytes(size), bar(size / c.nbytes)]
+        [f"  {kind}", f"{count} tensors", human_bytes(size), bar(size / max(1, c.nbytes))]
         for kind, (count, size) in totals.items()
         if count
     ]
@@ -96,7 +96,7 @@ def inspection_json(one: Inspection) -> dict[str, Any]:
     return {
         "model": c.ref,
         "commit": c.commit,
-        "architectures": c.config.get("architectures"),
+        "architectures": c.architectures,
         "bytes": c.nbytes,
         "layers": one.model.layers,
         "backbone": list(one.model.backbone),

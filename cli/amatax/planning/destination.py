@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from amatax.errors import Fault
 RECORD = "amatax_record.json"  # in a finished folder: what was merged, with checksums
 RECIPE = "amatax_recipe.yaml"  # in a finished folder: the recipe that makes it again
 WORK = ".amatax"  # in an unfinished folder: journal and lock
+JOURNAL = "journal.jsonl"  # in WORK; it is written before anything else is
 MODEL_SUFFIXES = {
     ".safetensors",
     ".bin",
@@ -36,6 +37,7 @@ class State(Enum):
     ABSENT = "absent"
     EMPTY = "empty"
     SAME = "finished: the same merge"
+    DAMAGED = "finished, but damaged since"
     OTHER = "holds something else"
 
 
@@ -44,8 +46,8 @@ def unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".unfinished")
 
 
-def state(path: Path, identity: str) -> State:
-    """What stands at `path`, for a merge of that identity."""
+def state(path: Path, identity: str, shards: Mapping[str, int]) -> State:
+    """What stands at `path`, for a merge of that identity that writes those files of so many bytes."""
     if not path.exists():
         return State.ABSENT
     if path.is_dir() and not any(path.iterdir()):
@@ -54,15 +56,23 @@ def state(path: Path, identity: str) -> State:
         recorded = json.loads((path / RECORD).read_text(encoding="utf-8")).get("identity")
     except (OSError, ValueError, AttributeError):
         recorded = None
-    return State.SAME if recorded == identity else State.OTHER
+    if recorded != identity:
+        return State.OTHER
+    return State.DAMAGED if _damaged(path, shards) else State.SAME
 
 
 def destination_faults(
-    path: Path, inputs: Iterable[Path], needed: int, found: State, overwrite: bool
+    path: Path, inputs: Iterable[Path], shards: Mapping[str, int], found: State, overwrite: bool
 ) -> Iterator[Fault]:
     """Why the output cannot be written there."""
     real = path.resolve()
+    partial = unfinished(real)
     for folder in inputs:
+        if partial == folder or partial in folder.parents or folder in partial.parents:
+            yield Fault(
+                f"{partial}, where amatax works on {path}, overlaps the input {folder}", hint="write somewhere else"
+            )
+            return
         if real == folder or real in folder.parents or folder in real.parents:
             yield Fault(f"the output {path} overlaps the input {folder}", hint="write somewhere else")
             return
@@ -74,16 +84,27 @@ def destination_faults(
             f"{path} is a mount point, which cannot be renamed", hint=f"name a folder inside it: {path / 'model'}"
         )
         return
-    if found is State.OTHER:
+    if partial.exists() and not partial.is_dir():
+        yield Fault(f"{partial}, where amatax works, is a file", hint="move it away, or choose another output folder")
+        return
+    strange = [i.name for i in sorted(partial.iterdir()) if i.name != WORK] if partial.is_dir() else []
+    if strange and not (partial / WORK / JOURNAL).exists():
+        message = f"{partial}, where amatax works, holds files that no merge left ({', '.join(strange[:3])})"
+        yield Fault(message, hint="move them away, or choose another output folder")
+        return
+    if found is State.DAMAGED and not overwrite:
+        message = f"{path} was finished and is damaged: {_damaged(path, shards)[0]} is gone, or not as long as it was"
+        yield Fault(message, hint="make it again with --overwrite")
+    if found in (State.OTHER, State.DAMAGED):
         held = sorted(path.iterdir())
-        model = any(item.name == "config.json" or item.suffix == ".safetensors" for item in held)
+        model = any(item.name == RECORD or item.suffix in (".safetensors", ".bin") for item in held)
         strange = [item.name for item in held if not (model and _belongs_to_model(item))]
         if strange:
             yield Fault(
                 f"{path} holds files that are no model's ({', '.join(strange[:3])})",
                 hint="choose another folder; --overwrite replaces model folders only",
             )
-        elif not overwrite:
+        elif not overwrite and found is State.OTHER:
             hint = "choose another folder, or replace this one with --overwrite"
             yield Fault(f"{path} holds another model, or another merge", hint=hint)
     if found is State.SAME:
@@ -94,14 +115,19 @@ def destination_faults(
     if not os.access(parent, os.W_OK | os.X_OK):
         yield Fault(f"{parent} is not writable", hint="choose another output folder, or change its permissions")
         return
-    partial = unfinished(real)
     kept = sum(f.stat().st_blocks * 512 for f in partial.rglob("*") if f.is_file()) if partial.is_dir() else 0
     free = shutil.disk_usage(parent).free
+    needed = sum(shards.values())
     if needed + MARGIN > free + kept:
         yield Fault(
             f"the output needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free",
             hint="free some space, or write to another disk",
         )
+
+
+def _damaged(path: Path, shards: Mapping[str, int]) -> list[str]:
+    """The shards that a finished folder has lost, in whole or in part."""
+    return [f for f, size in shards.items() if not (path / f).is_file() or (path / f).stat().st_size != size]
 
 
 def _belongs_to_model(item: Path) -> bool:

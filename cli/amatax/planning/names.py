@@ -18,7 +18,7 @@ ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "num_layers", "n_layers"
 DECODER_KEYS = ("decoder_layers", "num_decoder_layers", "num_layers", "n_layers", "num_hidden_layers")
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 
-INDEX = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+INDEX = re.compile(r"(?:^|\.)(\d{1,9})(?=\.|$)")
 BESIDE = re.compile(r"visi|visual|audio|projector|merger|mtp|image|speech", re.IGNORECASE)  # stacks beside the backbone
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|score|cls\.predictions)(\.|$)|^(output|head)\.")
 EMBEDDING = re.compile(r"embed|wte|wpe|word_emb|(^|\.)shared(\.|$)", re.IGNORECASE)

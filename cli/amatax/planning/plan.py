@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from amatax.planning.layout import OutputTensor, Shard, lay_out
 from amatax.planning.names import Anatomy, Place, anatomy
 from amatax.planning.ratios import PlannedBlock, plan_blocks, tensor_ratios
 from amatax.planning.tying import resolve_tying, tie_flag
-from amatax.recipes.schema import Recipe
+from amatax.recipes.schema import Recipe, is_folder
 
 FORMAT = 1  # of the record; part of the identity
 
@@ -35,6 +36,7 @@ class PlannedTensor(NamedTuple):
     ratio: float  # share of RLHF
     copy_of: str | None  # the model whose values are taken as they are; None: merged
     sources: dict[str, TensorEntry]  # what is read
+    others: dict[str, TensorEntry]  # of a copy: the same tensor in the other models, to tell a mask by
 
     @property
     def reads(self) -> int:
@@ -73,6 +75,11 @@ class Plan:
     found: State
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every shard, by file name."""
+        return {shard.file: shard.nbytes for shard in self.shards}
+
+    @property
     def reads(self) -> int:
         """Bytes of tensors that will be read."""
         return sum(tensor.reads for tensor in self.tensors.values())
@@ -96,7 +103,7 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
         CheckpointError, HubError: if an input cannot be opened at all and is the only fault.
     """
     if output is None and recipe.output.path is not None:
-        output = Path(recipe.output.path).expanduser()
+        output = Path(os.path.expanduser(recipe.output.path))  # noqa: PTH111  (it leaves an unknown ~user be)
     ratios = recipe.merge.resolved_ratios()
     faults: list[Fault] = []
     if ratios is None:
@@ -111,7 +118,8 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     for role in needs:
         faults += siblings.quantised(checkpoints[role], role)
     model = anatomy(sft.tensors, sft.config)
-    faults += _layer_faults(model, sft)
+    layer_faults = _layer_faults(model, sft)
+    faults += layer_faults
     notes = [f"{role}: {note}" for role, checkpoint in checkpoints.items() for note in checkpoint.notes]
     tensors: dict[str, dict[str, TensorEntry]] = {"sft": sft.tensors}
     for role in needs:
@@ -135,11 +143,9 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     if not tying.faults:
         for role in [role for role in tensors if role != "sft"]:
             faults += siblings.same_tensors(tensors["sft"], checkpoints[role], tensors[role], role, model, models[role])
-    if faults:
+    blocks, block_faults = plan_blocks(recipe, ratios, model.layers) if not layer_faults else ([], [])
+    if faults := faults + block_faults:
         raise PlanError(faults)
-    blocks, block_faults = plan_blocks(recipe, ratios, model.layers)
-    if block_faults:
-        raise PlanError(block_faults)
     by_name, ratio_faults = tensor_ratios(recipe, ratios, model, blocks, tying.tied is True)
     if ratio_faults:
         raise PlanError(ratio_faults)
@@ -150,11 +156,19 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     notes += _notes(recipe, checkpoints, tensors, planned)
     pinned = _pin(recipe, checkpoints)
     identity = _identity(pinned, checkpoints, shards)
-    found = state(output, identity) if output else State.ABSENT
+    found = State.ABSENT
     if output is not None:
-        folders = [checkpoint.folder for checkpoint in checkpoints.values()]
-        writes = sum(shard.nbytes for shard in shards)
-        if faults := list(destination_faults(output, folders, writes, found, overwrite)):
+        folders = {checkpoint.folder for checkpoint in checkpoints.values()}
+        folders |= {
+            Path(ref).resolve() for ref in recipe.models.by_role().values() if is_folder(ref)
+        }  # also unread ones
+        sizes = {shard.file: shard.nbytes for shard in shards}
+        try:
+            found = state(output, identity, sizes)
+            faults = list(destination_faults(output, sorted(folders), sizes, found, overwrite))
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, a loop of links
+            faults = [Fault(f"{output} cannot be written: {error}", hint="choose another output folder")]
+        if faults:
             raise PlanError(faults)
     return Plan(pinned, checkpoints, model, blocks, planned, shards, changes, notes, identity, output, found)
 
@@ -180,10 +194,12 @@ def _open_all(recipe: Recipe, faults: list[Fault]) -> dict[str, Checkpoint]:
 def _layer_faults(model: Anatomy, sft: Checkpoint) -> list[Fault]:
     if model.layers and model.promised in (None, model.layers):
         found = {place.layer for place in model.places.values() if place.layer is not None}
-        missing = sorted(set(range(model.layers)) - found)
-        if not missing:
+        missing = next((layer for layer in range(model.layers) if layer not in found), None)
+        if missing is None:
             return []
-        message = f"config.json promises {model.layers} layers, the tensors have none of layer {missing[0]}"
+        message = f"config.json promises {model.layers} layers, the tensors have none of layer {missing}"
+        if model.promised is None:
+            message = f"the tensors have a layer {model.layers - 1} and none of layer {missing}"
     elif model.layers:
         message = f"config.json promises {model.promised} layers, the tensors have {model.layers}"
     else:
@@ -198,14 +214,15 @@ def _plan_tensor(
     sft = tensors["sft"][name]
     sources: dict[str, TensorEntry] = {role: entries[name] for role, entries in tensors.items()}
     if sft.dtype in INTEGER or any(entry.dtype not in MERGEABLE for entry in sources.values()):
-        return PlannedTensor(
-            name, sft.dtype, sft.shape, place, 0.0, "sft", sources
-        )  # all are read, to note a difference
+        # all are read, to note a difference
+        return PlannedTensor(name, sft.dtype, sft.shape, place, 0.0, "sft", sources, {})
     dtype = DISK_NAMES[recipe.output.dtype] if recipe.output.dtype else sft.dtype
     copy_of: str | None = method_copies(recipe.merge.method).get(ratio)
+    others: dict[str, TensorEntry] = {}
     if copy_of is not None:
+        others = {role: entry for role, entry in sources.items() if role != copy_of}
         sources = {copy_of: sources[copy_of]}
-    return PlannedTensor(name, dtype, sft.shape, place, ratio, copy_of, sources)
+    return PlannedTensor(name, dtype, sft.shape, place, ratio, copy_of, sources, others)
 
 
 def _config_changes(

@@ -55,7 +55,9 @@ def quantised(checkpoint: Checkpoint, role: str) -> Iterator[Fault]:
     """Weights that are packed codes, not numbers, cannot be averaged."""
     hint = "merge the unquantised checkpoints and quantise the result"
     quantisation = checkpoint.config.get("quantization_config") or {}
-    method = quantisation.get("quant_method") or quantisation.get("quantization_method") if quantisation else None
+    method = quantisation
+    if isinstance(quantisation, dict):
+        method = quantisation.get("quant_method") or quantisation.get("quantization_method")
     packed = [name for name in checkpoint.tensors if PACKED.search(name)]
     strange = [e for e in checkpoint.tensors.values() if e.dtype not in MERGEABLE and e.dtype not in INTEGER]
     if quantisation:
@@ -92,7 +94,13 @@ def same_tensors(
         hint = "every tensor must be in both; are they fine-tunes of one base, saved by the same class?"
         yield Fault(f"{role} {' and '.join(parts)}", other.ref, hint)
     differ = [n for n, e in sft.items() if n in tensors and tensors[n].shape != e.shape]
-    vocabulary = [n for n in differ if mine.places[n].kind in ("embedding", "head")]
+    vocabulary = [
+        n
+        for n in differ
+        if mine.places[n].kind in ("embedding", "head")
+        and len(sft[n].shape) == len(tensors[n].shape)
+        and sft[n].shape[1:] == tensors[n].shape[1:]
+    ]
     if vocabulary:
         name = vocabulary[0]
         ours, others = sft[name].shape[0], tensors[name].shape[0]

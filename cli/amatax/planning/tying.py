@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
+from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, architectures
 from amatax.errors import Fault
 from amatax.planning.names import TEXT_CONFIGS, Anatomy, is_token_embedding
 
@@ -38,7 +38,10 @@ def resolve_tying(
 ) -> Tying:
     """Find out whether each model ties its embeddings, and whether they agree."""
     owned = {role: head_names(entries, models[role]) for role, entries in tensors.items()}
-    without = [role for role, (embeddings, heads) in owned.items() if embeddings and not heads]
+    named = {name for _, heads in owned.values() for name in heads}  # a head of another shape is no missing head
+    without = [
+        r for r, (embeddings, heads) in owned.items() if embeddings and not heads and not named & tensors[r].keys()
+    ]
     having = [role for role, (_, heads) in owned.items() if heads]
     config = checkpoints["sft"].config
     embeddings, heads = owned["sft"]
@@ -84,12 +87,12 @@ def head_names(tensors: dict[str, TensorEntry], model: Anatomy) -> tuple[list[st
 
 def is_language_model(config: dict[str, Any]) -> bool:
     """Whether the class that the config names has a head over the vocabulary."""
-    return any(str(name).endswith(LANGUAGE_MODELS) for name in config.get("architectures") or [])
+    return any(name.endswith(LANGUAGE_MODELS) for name in architectures(config))
 
 
 def is_tied(config: dict[str, Any]) -> bool:
     """Whether a model without a head on disk ties it to its embeddings: the flag says nothing where there is no such head."""
-    classes = [str(name) for name in config.get("architectures") or []]
+    classes = architectures(config)
     if any(name.endswith(WITHOUT_VOCABULARY) for name in classes):
         return False
     return bool(tie_flag(config)) or is_language_model(config)

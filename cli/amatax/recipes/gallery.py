@@ -32,9 +32,13 @@ def find_recipe(name: str) -> Path:
         RecipeError: if there is neither.
     """
     path = Path(name)
-    if path.is_dir():
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:
+        raise RecipeError([Fault(f"cannot be read: {error.strerror}", name, "name a YAML file")]) from None
+    if folder:
         raise RecipeError([Fault("a folder, not a recipe", name, "name the YAML file")])
-    if path.exists() or path.suffix in (".yaml", ".yml") or "/" in name:
+    if there or path.suffix in (".yaml", ".yml") or "/" in name:
         return path
     if name in gallery():
         return gallery()[name]

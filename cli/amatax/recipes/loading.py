@@ -18,6 +18,9 @@ from amatax.recipes import schema
 from amatax.recipes.schema import Block, Origin, Ratios, Recipe, is_folder
 
 Path_ = tuple[str | int, ...]
+YAML_HINT = "look at that line; `amatax recipes quickstart` shows a recipe that works"
+SCHEMA_HINT = "`amatax schema` prints what a recipe may hold"
+MOST_KEYS = 100_000  # of a recipe, aliases written out
 UNION_TAGS = {"ratio", "list", "mapping", "block"}
 
 
@@ -37,7 +40,7 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     except FileNotFoundError:
         raise RecipeError([Fault("no such recipe", str(path), "`amatax recipes` lists the ready ones")]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Fault(f"cannot be read as text: {error}", str(path))]) from None
+        raise RecipeError([Fault(f"cannot be read as text: {error}", str(path), "name a YAML file in UTF-8")]) from None
     return parse_recipe(text, str(path), path.resolve().parent)
 
 
@@ -70,19 +73,23 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _absolute(model: str, folder: Path) -> str:
-    return os.path.normpath(folder / Path(model).expanduser()) if is_folder(model) else model
+    # os.path leaves an unknown ~user be: no such folder, then
+    return os.path.normpath(folder / os.path.expanduser(model)) if is_folder(model) else model  # noqa: PTH111
 
 
 def _read_yaml(text: str, file: str) -> tuple[Any, dict[Path_, int], list[Fault]]:
     """The data, the line of every key, and the faults of the YAML itself (syntax, duplicate keys)."""
-    loader = yaml.SafeLoader(text)
     lines: dict[Path_, int] = {}
     faults: list[Fault] = []
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None, lines, [Fault("the recipe is empty", file, "see `amatax recipes quickstart`")]
-        for path, line, duplicate in _walk(node, ()):
+        for count, (path, line, duplicate) in enumerate(_walk(node, ())):
+            if count > MOST_KEYS:
+                raise ValueError("aliases of aliases: too many values")
             if duplicate:
                 where = f"{file}:{line} ({schema.dotted(path)})"
                 faults.append(Fault(f"this key stands twice (first in line {lines[path]})", where, "keep one of them"))
@@ -91,11 +98,12 @@ def _read_yaml(text: str, file: str) -> tuple[Any, dict[Path_, int], list[Fault]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        return None, lines, [Fault(f"not valid YAML: {error.problem or error.context}", where)]
+        return None, lines, [Fault(f"not valid YAML: {error.problem or error.context}", where, YAML_HINT)]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return None, lines, [Fault(f"not valid YAML: {error}", file)]
+        return None, lines, [Fault(f"not valid YAML: {' '.join(str(error).split())}", file, YAML_HINT)]
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _walk(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, int, bool]]:
@@ -135,7 +143,7 @@ def _schema_faults(error: ValidationError, origin: Origin) -> list[Fault]:
             hint = _nearest(str(item.get("input")), allowed)
         else:
             message = f"{message[0].lower()}{message[1:]}"
-        faults[path] = Fault(message, origin.where(path), hint)
+        faults[path] = Fault(message, origin.where(path), hint or SCHEMA_HINT)
     return list(faults.values())
 
 
@@ -145,6 +153,8 @@ def _written_path(loc: Path_, origin: Origin) -> Path_:
     for i, key in enumerate(loc):
         if (*path, key) in origin.lines:
             path = (*path, key)
+        elif (*path, str(key)) in origin.lines:
+            path = (*path, str(key))  # a key that is a number
         elif i == len(loc) - 1 and isinstance(key, str) and key not in UNION_TAGS and key.isidentifier():
             path = (*path, key)  # a missing key
     return path

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, T
 Role = Literal["base", "sft", "rlhf"]
 Dtype = Literal["float64", "float32", "float16", "bfloat16"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-LayerRange = Annotated[str, Field(pattern=r"^\s*\d+\s*(-\s*\d+\s*)?$")] | Annotated[int, Field(ge=0, strict=True)]
+LayerRange = (
+    Annotated[str, Field(pattern=r"^\s*\d{1,6}\s*(-\s*\d{1,6}\s*)?$")] | Annotated[int, Field(ge=0, strict=True)]
+)
 
 SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -130,7 +132,7 @@ class Output(_Model):
     path: str | None = Field(None, description="the model folder to write, relative to the working directory")
     dtype: Dtype | None = Field(None, description="of all floating-point tensors; default: each keeps the SFT tensor's")
     max_shard_size: (
-        Annotated[str, Field(pattern=r"^\s*\d+(\.\d+)?\s*[KMGTkmgt]?[iI]?[bB]?\s*$")]
+        Annotated[str, Field(pattern=r"^\s*\d{1,15}(\.\d{1,15})?\s*([KMGTkmgt][iI]?)?[bB]?\s*$")]
         | Annotated[int, Field(gt=0, strict=True)]
     ) = Field("5GB", description="decimal units (5GB is 5*10^9 bytes); KiB, MiB, GiB are binary")
     tokenizer: Role = Field("sft", description="whose tokenizer and chat template are copied, byte for byte")

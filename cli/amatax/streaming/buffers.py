@@ -10,6 +10,8 @@ import torch
 
 from amatax.errors import InputChangedError
 
+LOST = "is another program writing or moving it? When the file is whole, run the same command again"
+
 
 class Numbers:
     """A fixed piece of memory on a device, seen as numbers of any dtype."""
@@ -45,18 +47,24 @@ class Files:
         """Fill `into` from a file.
 
         Raises:
-            InputChangedError: if the file ends before that.
+            InputChangedError: if the file ends before that, or can no longer be read.
         """
         fd = self._open.get(path)
         if fd is None:
-            fd = os.open(path, os.O_RDONLY)
+            try:
+                fd = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise InputChangedError(f"{path}: {error.strerror}", LOST) from None
             if self._open.setdefault(path, fd) != fd:  # another worker was first
                 os.close(fd)
                 fd = self._open[path]
         while into:
-            n = os.preadv(fd, [into], offset)
+            try:
+                n = os.preadv(fd, [into], offset)
+            except OSError as error:
+                raise InputChangedError(f"{path}: {error.strerror}", LOST) from None
             if n == 0:
-                raise InputChangedError(f"{path}: the file has become shorter", "is another program writing it?")
+                raise InputChangedError(f"{path}: the file has become shorter", LOST)
             into, offset = into[n:], offset + n
 
     def __enter__(self) -> Files:

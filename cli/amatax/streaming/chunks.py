@@ -24,6 +24,7 @@ Hashes = dict[str, xxhash.xxh3_128]
 Sink = Callable[[PlannedTensor, int, memoryview], None]  # (tensor, first byte within the tensor, its next bytes)
 WIDE = {"F32", "F64"}
 NARROW_RANGE = {"F16", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ"}  # where a finite value can overflow
+WIDER = {"BF16": "float32", "F32": "float64"}  # what a value that overflows one dtype fits in
 SAMPLE = 1 << 14  # elements of a sampled tensor in which the rounding of the output dtype is measured
 
 
@@ -130,7 +131,8 @@ class Worker:
             if floating and not self.allow_nonfinite:
                 values = slot.raw[copied].numbers(torch_dtype(tensor.dtype), n)
                 if not _finite(values if values.element_size() > 1 else values.float()):
-                    self._name_nonfinite(tensor, {copied: values}, first)
+                    seen = values.to(torch.float64).masked_fill(self._mask(tensor, values, first), 0)
+                    self._name_nonfinite(tensor, {copied: seen}, first)
             result.differs |= any(view != views[copied] for view in views.values())
             yield views[copied]
 
@@ -139,7 +141,8 @@ class Worker:
         sources, out_dtype = _sources(tensor), torch_dtype(tensor.dtype)
         compute = torch.float64 if WIDE & {entry.dtype for entry in tensor.sources.values()} else torch.float32
         ratio = self._ratio(tensor.ratio, compute)
-        may_overflow = tensor.dtype in NARROW_RANGE or (compute is torch.float64 and tensor.dtype != "F64")
+        beyond = not 0 <= tensor.ratio <= 1  # between float32's largest and bfloat16's lies what rounds to infinity
+        may_overflow = tensor.dtype in NARROW_RANGE or beyond or (compute is torch.float64 and tensor.dtype != "F64")
         waiting: _Chunk | None = None
         for i, (first, n) in enumerate(self._chunks(count)):
             slot = self.slots[i % len(self.slots)]
@@ -204,15 +207,26 @@ class Worker:
         if self.allow_nonfinite:
             return
         # an infinity of one model is an error; of both, at the same place, a mask
-        masks = equal & host[roles[0]].isinf() if len(roles) > 1 else torch.zeros_like(equal)
+        masks = equal & host[roles[0]].isinf() if len(roles) > 1 else self._mask(tensor, raw[roles[0]], first)
         self._name_nonfinite(tensor, {role: chunk.masked_fill(masks, 0) for role, chunk in host.items()}, first)
         written = out.to(torch.float64).masked_fill(masks, 0)
         if not written.isfinite().all():
             at = first + int((~written.isfinite()).nonzero()[0])
             raise NonFiniteError(
                 f"{tensor.name!r}: a merged value overflows {tensor.dtype} (element {at})",
-                "choose a wider `output.dtype`, such as bfloat16",
+                f"choose a wider `output.dtype`, such as {WIDER.get(tensor.dtype, 'bfloat16')}",
             )
+
+    def _mask(self, tensor: PlannedTensor, values: torch.Tensor, first: int) -> torch.Tensor:
+        """Where a model whose values are taken alone holds an infinity that the other models hold too."""
+        mine = values.to("cpu", torch.float64)
+        mask = mine.isinf()
+        for entry in tensor.others.values():
+            n, width = len(mine), entry.nbytes // math.prod(entry.shape)
+            there = Bytes(n * width)
+            self.files.read(entry.path, there.view, entry.offset + first * width)
+            mask &= there.numbers(torch_dtype(entry.dtype), n).to(torch.float64) == mine
+        return mask if tensor.others else torch.zeros_like(mask)
 
     def _name_nonfinite(self, tensor: PlannedTensor, values: Mapping[str, torch.Tensor], first: int) -> None:
         for role, chunk in values.items():

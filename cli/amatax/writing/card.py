@@ -18,8 +18,8 @@ def card(plan: Plan) -> str:
     front: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "amatax"]}
     if hub:
         front |= {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"}
-    architectures = plan.checkpoints[plan.recipe.output.config].config.get("architectures") or []
-    if any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+    architectures = plan.checkpoints[plan.recipe.output.config].architectures
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         front["pipeline_tag"] = "text-generation"
     ratios = plan.recipe.merge.resolved_ratios()
     assert ratios is not None

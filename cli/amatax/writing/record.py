@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amatax.checkpoints.folder import read_json
+from amatax.errors import CheckpointError
 from amatax.planning.destination import RECIPE, RECORD
 from amatax.planning.plan import FORMAT, Plan
 from amatax.recipes.loading import dump_recipe
@@ -70,6 +71,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a finished folder.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or it is not one.
     """
-    return read_json(folder / RECORD)
+    record = read_json(folder / RECORD)
+    tensors, files = record.get("tensors"), record.get("files")
+    if not (
+        isinstance(tensors, dict) and isinstance(files, dict) and all(isinstance(t, dict) for t in tensors.values())
+    ):
+        raise CheckpointError(f"{folder / RECORD}: not a record of amatax", "merge it again with --overwrite")
+    return record

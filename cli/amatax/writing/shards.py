@@ -15,7 +15,7 @@ from amatax.planning.plan import Plan, PlannedTensor
 from amatax.streaming.chunks import TensorResult
 from amatax.streaming.stream import Streamer
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_shard(
@@ -43,6 +43,11 @@ def write_shard(
         if error.errno in NO_SPACE:
             hint = "free some space and run the same command again: finished shards are kept"
             raise OutputError(f"{path.parent}: the disk is full ({error.strerror})", hint) from None
+        if error.errno == errno.EFBIG:
+            message = f"{path}: no file of {shard.nbytes:,} bytes may be written here ({error.strerror})"
+            raise OutputError(
+                message, "set a smaller output.max_shard_size, or raise the limit (`ulimit -f`)"
+            ) from None
         raise OutputError(f"{path}: {error.strerror}", "check the disk and run the same command again") from None
     except BaseException:
         path.unlink(missing_ok=True)

@@ -10,9 +10,12 @@ from typing import Any
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.checkpoints.folder import inside
+from amatax.checkpoints.header import FETCH
+from amatax.errors import CheckpointError
 from amatax.planning.names import TEXT_CONFIGS
 from amatax.planning.plan import Plan
 
+LFS = b"version https://git-lfs"
 TOKENIZER = re.compile(
     r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt|.*\.tiktoken|.*\.spm|.*\.model|tekken\.json"
     r"|spiece\..*|sentencepiece\..*|chat_template\.(jinja|json)|additional_chat_templates/.*\.jinja|source\.spm|target\.spm"
@@ -27,7 +30,7 @@ def copied_files(plan: Plan) -> dict[str, Path]:
     """Output name -> file that is copied byte for byte: the tokenizer's from one model, the rest from the other.
 
     Raises:
-        CheckpointError: if one of them is a link that leads out of its checkpoint.
+        CheckpointError: if one of them is a link that leads out of its checkpoint, or a git-lfs pointer.
     """
     output = plan.recipe.output
     files: dict[str, Path] = {}
@@ -35,7 +38,10 @@ def copied_files(plan: Plan) -> dict[str, Path]:
         checkpoint = plan.checkpoints[role]
         for name in _names(checkpoint):
             if pattern.fullmatch(name):
-                files.setdefault(name, inside(checkpoint.folder, name, checkpoint.root))
+                path = files.setdefault(name, inside(checkpoint.folder, name, checkpoint.root))
+                with path.open("rb") as file:
+                    if file.read(len(LFS)) == LFS:
+                        raise CheckpointError(f"{path}: not the file itself", FETCH)
     return dict(sorted(files.items()))
 
 
@@ -85,7 +91,12 @@ def index(plan: Plan) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """As transformers formats JSON: two spaces, a newline at the end."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+        data = (json.dumps(value, indent=2) + "\n").encode()
+    path.write_bytes(data)
 
 
 def _names(checkpoint: Checkpoint) -> list[str]:

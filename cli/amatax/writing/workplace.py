@@ -14,12 +14,12 @@ from typing import Any
 
 from amatax import __version__
 from amatax.errors import OutputError
-from amatax.planning.destination import WORK, unfinished
+from amatax.planning.destination import JOURNAL, WORK, State, state, unfinished
 from amatax.planning.plan import Plan
 from amatax.writing.shards import is_whole
 
 LOCK = "lock"
-JOURNAL = "journal.jsonl"
+REPLACED = "replaced"  # in WORK: what stood at the output until the new folder is there
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 
 
@@ -33,8 +33,9 @@ class Workplace:
         begun: the folder is ours to write (and, while no shard is finished, to remove).
     """
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path, output: Path) -> None:
         self.folder = folder
+        self._output = output
         self._journal = folder / WORK / JOURNAL
         inputs = {
             role: [[f.path.name, f.size, f.header, f.mtime_ns, f.ctime_ns] for f in checkpoint.files]
@@ -57,11 +58,17 @@ class Workplace:
             message = f"{self.folder}: amatax would work here, but it holds files of others ({strangers[0]})"
             raise OutputError(message, "move them, or choose another output folder")
         head, *entries = _json_lines(self._journal) or [{}]
+        replaced, output = self.folder / WORK / REPLACED, self._output
+        if head != self._head and replaced.exists() and not output.exists():
+            replaced.rename(output)  # a run was killed just before its end: another merge begins with what stood there
         if head == self._head:
             shards = {shard.file: shard for shard in self._plan.shards}
             self.done = {
                 entry["file"]: entry
                 for entry in entries
+                if isinstance(entry.get("file"), str)
+                and entry["file"] in shards
+                and isinstance(entry.get("tensors"), dict)
                 if is_whole(self.folder / entry["file"], shards[entry["file"]], entry["tensors"])
             }
         elif entries:
@@ -78,8 +85,7 @@ class Workplace:
             if path.name not in self.done and path.name != WORK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.begun = True
-        if not self.done:
-            self._append(self._head, fresh=True)
+        self._rewrite()  # a line cut off by a crash must not stand before new ones
 
     def finish_shard(self, partial: Path, entry: dict[str, Any]) -> None:
         """Give a shard its final name and write it into the journal."""
@@ -93,7 +99,7 @@ class Workplace:
         Raises:
             OutputError: if something appeared there since the plan.
         """
-        replaced = output.with_name(output.name + ".replaced")
+        replaced = self.folder / WORK / REPLACED
         if output.exists():
             if not overwrite and any(output.iterdir()):
                 raise OutputError(
@@ -103,13 +109,23 @@ class Workplace:
                 shutil.rmtree(replaced)
             output.rename(replaced)
         self.folder.rename(output)
-        shutil.rmtree(output / WORK, ignore_errors=True)
-        if replaced.exists():
-            shutil.rmtree(replaced)
+        tidy(output)
 
-    def _append(self, line: dict[str, Any], *, fresh: bool = False) -> None:
-        with self._journal.open("w" if fresh else "a", encoding="utf-8") as file:
+    def _append(self, line: dict[str, Any]) -> None:
+        with self._journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _rewrite(self) -> None:
+        """The journal with what is believed of it."""
+        fresh = self._journal.with_name(JOURNAL + ".new")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in (self._head, *self.done.values()))
+        fresh.replace(self._journal)
+
+
+def tidy(output: Path) -> None:
+    """Take the last of the work out of a finished folder: the journal, the lock, and what the folder replaced."""
+    shutil.rmtree(output / WORK, ignore_errors=True)
 
 
 @contextmanager
@@ -132,7 +148,10 @@ def workplace(plan: Plan, output: Path) -> Iterator[Workplace]:
         if not ours:  # held by another, or just renamed away by one that finished
             hint = "wait for it and run the same command again, or choose another folder"
             raise OutputError(f"{output}: another merge is writing this folder", hint)
-        work = Workplace(plan, folder)
+        if plan.found is State.ABSENT and state(output, plan.identity, plan.sizes) is State.SAME:
+            shutil.rmtree(folder)  # made by us just now: the other has renamed its own
+            raise OutputError(f"{output}: another merge has just finished this folder", "nothing is left to do")
+        work = Workplace(plan, folder, output)
         try:
             yield work
         except BaseException:
@@ -152,6 +171,6 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             if not isinstance(line, dict):
                 break
             lines.append(line)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     return lines

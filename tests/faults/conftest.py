@@ -1,0 +1,34 @@
+"""Processes and the large siblings, once for all tests that kill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.breaking import snapshot
+from tests.faults.processes import Warm, save_large_siblings
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def large_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Siblings of 50 MB each, never changed, with a recipe that writes 24 shards."""
+    folder = tmp_path_factory.mktemp("large")
+    save_large_siblings(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def large_merged(large_family: Path, warm: Warm) -> dict[str, bytes]:
+    """What an uninterrupted merge of them writes."""
+    answer = warm.run(large_family, "merge", "recipe.yaml", "whole")
+    assert answer.code == 0, answer.err
+    return snapshot(large_family / "whole")

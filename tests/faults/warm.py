@@ -1,0 +1,107 @@
+"""A server that has imported torch once and forks a process for every command: real processes without two seconds of imports.
+
+It reads one JSON request a line: {"args": [...], "cwd": ..., "err": file, "die_at": n, "stop_at": n, "events": file}, and answers
+{"pid": n}; {"wait": pid} answers {"status": ...} (negative: the signal). The server itself never merges, so a child begins
+with no threads of torch. With `die_at` (or `stop_at`) the child sends itself SIGKILL (SIGSTOP) just before its n-th event on
+a file below `cwd` (open for writing, rename, remove, mkdir, rmdir), which Python's audit hooks tell; with `events` it writes
+how many there were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+CHANGES = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "shutil.copyfile",
+    "shutil.rmtree",
+    "os.link",
+}
+
+
+def watch(cwd: str, die_at: int, stop_at: int, events: str | None) -> None:
+    """Count changes of files; die before the one wanted."""
+    seen = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event == "open":
+            flags = args[2] if isinstance(args[2], int) else 0
+            if not flags & (os.O_WRONLY | os.O_RDWR):
+                return
+        elif event not in CHANGES:
+            return
+        if not str(args[0]).startswith((cwd, "lock")) and event != "os.rmdir":
+            return
+        seen += 1
+        if events is not None:
+            os.pwrite(log, f"{seen}\n{event} {args[0]}\n".encode(), 0)
+        if seen == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if seen == stop_at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    log = os.open(events, os.O_RDWR | os.O_CREAT, 0o600) if events else -1
+    sys.addaudithook(hook)
+
+
+def child(request: dict[str, Any]) -> None:
+    """One command; never returns."""
+    code = 1
+    try:
+        err = os.open(request["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(err, 1)
+        os.dup2(err, 2)
+        os.chdir(request["cwd"])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from amatax.commands import app
+
+        if request["die_at"] or request["stop_at"] or request["events"]:
+            watch(request["cwd"], request["die_at"], request["stop_at"], request["events"])
+        app(request["args"], prog_name="amatax")
+        code = 0
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else 0 if done.code is None else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    import amatax.api
+    import amatax.commands
+    import amatax.streaming.stream
+    import amatax.writing.record
+    import amatax.writing.verification
+    import amatax.writing.writer
+
+    assert amatax.api
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            answer = {"status": os.waitstatus_to_exitcode(status)}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                child(request)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
