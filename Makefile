@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 
 quickstart: $(READY)  ## environment + merge the small model family and let the result answer a prompt
 	$(BIN)/amatax merge quickstart out/quickstart
-	$(BIN)/amatax verify out/quickstart --load --prompt "What color is the robin?"
+	$(BIN)/amatax verify out/quickstart --load --prompt "What is 12 + 35?"
 
 test: $(READY)  ## environment + all tests (no network, no GPU)
 	$(BIN)/python -m pytest

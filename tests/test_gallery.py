@@ -31,7 +31,7 @@ def test_the_part_recipes_average_one_part(tmp_path: Path) -> None:
 
 def test_the_quickstart_loads_and_answers(tmp_path: Path, amatax: Callable[..., Run]) -> None:
     assert amatax("merge", "quickstart", "out").code == 0
-    done = amatax("verify", "out", "--load", "--prompt", "What is 12 plus 7?", "--json")
+    done = amatax("verify", "out", "--load", "--prompt", "What is 12 + 35?", "--json")
     assert done.code == 0, done.err
     assert len(done.json["answer"]) > 0
 
