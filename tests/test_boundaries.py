@@ -59,8 +59,8 @@ def test_every_folder_is_known() -> None:
 def test_heavy_imports_live_where_they_are_needed(siblings: Path, arguments: list[str], forbidden: set[str]) -> None:
     arguments = [str(siblings / "recipe.yaml") if a == "RECIPE" else a for a in arguments]
     code = (
-        "import sys\nfrom amatax.__main__ import main\nsys.argv = ['amatax', *sys.argv[1:]]\n"
-        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+        "import sys\nfrom amatax.commands import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
         f"print('heavy:', sorted({forbidden!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=siblings)

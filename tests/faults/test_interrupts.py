@@ -255,7 +255,7 @@ def test_ctrl_c_at_random_moments(large: Path, warm: Warm, large_merged: dict[st
 
 
 def test_ctrl_c_while_it_starts(large: Path) -> None:
-    """In the imports too: no traceback, exit 130."""
+    """In the imports too: no traceback, exit 130 (or the signal itself, which shells show as 130, before Python runs)."""
     for delay in (0.06, 0.3, 0.7):
         command = [sys.executable, "-m", "amatax", *MERGE]
         job = subprocess.Popen(command, cwd=large, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -263,7 +263,7 @@ def test_ctrl_c_while_it_starts(large: Path) -> None:
         job.send_signal(signal.SIGINT)
         _, err = job.communicate(timeout=30)
         assert "Traceback" not in err, f"after {delay} s\n{err}"
-        assert job.returncode == 130 or (large / "out").exists(), f"after {delay} s\n{err}"
+        assert job.returncode in (130, -signal.SIGINT) or (large / "out").exists(), f"after {delay} s\n{err}"
 
 
 # the inputs are still the same files
