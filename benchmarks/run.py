@@ -58,7 +58,7 @@ def main() -> None:
                 costs[name].append(cost)
     if not args.no_mergekit:
         peer = mergekit(work)
-        flags = {"default flags": [], "best flags": ["--lazy-unpickle", "--low-cpu-memory", "--multi-thread"]}
+        flags = {"default flags": [], "best flags": ["--lazy-unpickle", "--async-write", "--no-copy-tokenizer"]}
         for label, extra in flags.items():
             for _ in range(args.mergekit_rounds):
                 shutil.rmtree(work / "out", ignore_errors=True)

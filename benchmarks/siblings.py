@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -45,6 +42,9 @@ def small_tensors(count: int) -> dict[str, tuple[int, ...]]:
 
 def write_siblings(folder: Path, shapes: dict[str, tuple[int, ...]], shards: int, config: dict[str, object]) -> None:
     """folder/{base,sft,rlhf}, each in `shards` files with an index; deltas of sigma 2e-4 on weights of sigma 0.02."""
+    import torch
+    from safetensors.torch import save_file
+
     names = list(shapes)
     size = sum(torch.Size(s).numel() for s in shapes.values())
     groups: list[list[str]] = [[] for _ in range(shards)]

@@ -27,8 +27,9 @@ def main() -> None:
 def _leave(code: int | str | None) -> None:
     """End at once: taking torch apart module by module takes half a second and frees what the process's end frees."""
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed by the caller
+                stream.flush()
     except OSError:
         code = code or 2
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)

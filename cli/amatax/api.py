@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +76,9 @@ class Inspection:
 
 
 def _recipe(source: RecipeSource) -> Recipe:
-    return source if isinstance(source, Recipe) else load_recipe(source)
+    if isinstance(source, Recipe):
+        return source if source.where() else load_recipe(source.model_dump(mode="json", exclude_none=True))
+    return load_recipe(source)
 
 
 def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Plan:
@@ -123,10 +126,11 @@ def merge(
     if planned.output is None:
         hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
         raise OutputError("no output folder was named", hint)
+    threads, streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
     from amatax.writing.workplace import tidy
 
-    threads, streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
-    if planned.found is State.SAME and not _inputs_changed(planned, streamer, watcher, overwrite):
+    if planned.found is State.SAME and not overwrite:
+        _same_inputs(planned, streamer, watcher)
         tidy(planned.output)
         return MergeResult(planned, planned.output, already=True, notes=planned.notes)
 
@@ -151,7 +155,7 @@ def merge(
         planned,
         planned.output,
         streamer,
-        overwrite=overwrite or planned.found is State.SAME,
+        overwrite=overwrite,
         resumed=resumed,
         wait=watcher.wait,
     )
@@ -244,24 +248,28 @@ def _streamer(
     planned: Plan, device: str, threads: int | None, allow_nonfinite: bool, watcher: Watcher
 ) -> tuple[int, Callable[[], Any]]:
     """torch is imported here, after everything that can go wrong without it has gone right."""
-    from amatax.streaming.stream import Streamer, pick_device
+    # Ctrl-C waits for the second this takes: an exception in the middle of torch's C++ part ends the process with SIGABRT
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        from amatax.streaming.stream import Streamer, pick_device
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     where = pick_device(device)
     count = threads or default_threads()
     return count, lambda: Streamer(planned, where, count, allow_nonfinite=allow_nonfinite, advance=watcher.advance)
 
 
-def _inputs_changed(planned: Plan, streamer: Callable[[], Any], watcher: Watcher, overwrite: bool) -> bool:
-    """Are the inputs of a finished folder other ones by now? As in make, times are asked first; then the checksums.
+def _same_inputs(planned: Plan, streamer: Callable[[], Any], watcher: Watcher) -> None:
+    """Make sure that a finished folder was merged from these inputs. As in make, times are asked first; then the checksums.
 
     Raises:
-        OutputError: if they are, and may not overwrite.
+        OutputError: if an input has changed since.
     """
     assert planned.output is not None
     record = planned.output / RECORD
-    times = [max(file.mtime_ns, file.ctime_ns) for c in planned.checkpoints.values() for file in c.files]
-    if max(times) < record.stat().st_mtime_ns:
-        return False
+    if max(c.touched_ns for c in planned.checkpoints.values()) < record.stat().st_mtime_ns:
+        return
     from amatax.writing.record import read_record
 
     watcher.say("input files are newer than the output: comparing their checksums")
@@ -273,9 +281,8 @@ def _inputs_changed(planned: Plan, streamer: Callable[[], Any], watcher: Watcher
         for name, result in results.items()
         if any(recorded.get(name, {}).get(role) != checksum for role, checksum in result.checksums.items())
     ]
-    if changed and not overwrite:
+    if changed:
         raise OutputError(
             f"{planned.output}: merged from other inputs: {len(changed)} tensors have changed since, first {min(changed)!r}",
             "merge into another folder, or replace this one with --overwrite",
         )
-    return bool(changed)

@@ -256,7 +256,7 @@ def test_ctrl_c_at_random_moments(large: Path, warm: Warm, large_merged: dict[st
 
 def test_ctrl_c_while_it_starts(large: Path) -> None:
     """In the imports too: no traceback, exit 130 (or the signal itself, which shells show as 130, before Python runs)."""
-    for delay in (0.4, 0.7, 1.0):
+    for delay in (0.4, 0.7, 1.0, 1.3, 1.6):
         command = [sys.executable, "-m", "amatax", *MERGE]
         job = subprocess.Popen(command, cwd=large, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         time.sleep(delay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,16 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.tensors.values())
+
+    @property
+    def touched_ns(self) -> int:
+        """When the files were last changed, or the folder was put where it is (renamed, or a link to it turned)."""
+        times = [max(file.mtime_ns, file.ctime_ns) for file in self.files]
+        if self.commit is None:
+            path = Path(os.path.abspath(os.path.expanduser(self.ref)))  # noqa: PTH100, PTH111  (links are not followed)
+            links = [place for place in (path, *path.parents) if place.is_symlink()]
+            times += [self.folder.stat().st_ctime_ns, *(link.lstat().st_ctime_ns for link in links)]
+        return max(times)
 
     @property
     def architectures(self) -> list[str]:

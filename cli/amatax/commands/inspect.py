@@ -86,7 +86,8 @@ def name_lines(one: Inspection) -> list[str]:
     for name, entry in one.checkpoint.tensors.items():
         place = one.model.places[name]
         layer = "-" if place.layer is None else str(place.layer)
-        rows.append([layer, place.kind, entry.dtype, str(list(entry.shape)), name])
+        shown = name if name.isprintable() else repr(name)  # no escapes to the terminal
+        rows.append([layer, place.kind, entry.dtype, str(list(entry.shape)), shown])
     return columns(rows, right=(0,))
 
 
@@ -126,7 +127,8 @@ def difference_lines(one: Inspection, second: Inspection, found: list[Difference
     lines = [
         f"{second.checkpoint.ref} against {one.checkpoint.ref}: |difference| / |first| is {relative(found):.2e} over all"
     ]
-    missing = [n for n in one.checkpoint.tensors if n not in {d.name for d in found}]
+    compared = {d.name for d in found}
+    missing = [n for n in one.checkpoint.tensors if n not in compared]
     lines.append("")
     rows = [["layer", "kind", "difference", ""]]
     for (layer, kind), value in values.items():
@@ -143,13 +145,16 @@ def difference_json(one: Inspection, found: list[Difference]) -> dict[str, Any]:
     """The same for scripts."""
     from amatax.streaming.differences import relative
 
+    def number(items: list[Difference]) -> float | None:  # JSON has no infinity
+        return value if math.isfinite(value := relative(items)) else None
+
     return {
-        "relative": relative(found),
+        "relative": number(found),
         "groups": [
-            {"layer": layer, "kind": kind, "relative": relative(items)}
+            {"layer": layer, "kind": kind, "relative": number(items)}
             for (layer, kind), items in _groups(one, found).items()
         ],
-        "tensors": {d.name: relative([d]) for d in found},
+        "tensors": {d.name: number([d]) for d in found},
     }
 
 

@@ -95,10 +95,11 @@ def destination_faults(
     if found is State.DAMAGED and not overwrite:
         message = f"{path} was finished and is damaged: {_damaged(path, shards)[0]} is gone, or not as long as it was"
         yield Fault(message, hint="make it again with --overwrite")
-    if found in (State.OTHER, State.DAMAGED):
+    if found in (State.OTHER, State.DAMAGED) or (found is State.SAME and overwrite):
         held = sorted(path.iterdir())
         model = any(item.name == RECORD or item.suffix in (".safetensors", ".bin") for item in held)
-        strange = [item.name for item in held if not (model and _belongs_to_model(item))]
+        ours = _recorded(path)
+        strange = [i.name for i in held if not (model and (_belongs_to_model(i) or i.name in ours))]
         if strange:
             yield Fault(
                 f"{path} holds files that are no model's ({', '.join(strange[:3])})",
@@ -107,7 +108,7 @@ def destination_faults(
         elif not overwrite and found is State.OTHER:
             hint = "choose another folder, or replace this one with --overwrite"
             yield Fault(f"{path} holds another model, or another merge", hint=hint)
-    if found is State.SAME:
+    if found is State.SAME and not overwrite:
         return
     parent = real.parent
     while not parent.exists():
@@ -123,6 +124,15 @@ def destination_faults(
             f"the output needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free",
             hint="free some space, or write to another disk",
         )
+
+
+def _recorded(path: Path) -> set[str]:
+    """What a finished folder's record says was written there: files, and the sub-folders that they are in."""
+    try:
+        files = json.loads((path / RECORD).read_text(encoding="utf-8"))["files"]
+        return {name.partition("/")[0] for name in files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _damaged(path: Path, shards: Mapping[str, int]) -> list[str]:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from amatax.methods import method_needs
 from amatax.planning.plan import Plan
 
-CPU_ELEMENTS = 1 << 18  # of a chunk: smaller ones cost more calls, larger ones miss the caches (benchmarks/RESULTS.md)
+CPU_ELEMENTS = 1 << 19  # of a chunk, read and written at once: smaller ones cost more calls (benchmarks/RESULTS.md)
+CPU_BLOCK = 1 << 16  # merged at once: what a core's own cache holds
+MOST_THREADS = 8  # by default; more seldom help, and each has buffers of its own
 PROCESS = 230 << 20  # Python with torch
 PER_TENSOR = 4000  # of plan and record
 
 
 def default_threads() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may use, up to a point."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_THREADS)
 
 
 def expected_memory(plan: Plan, threads: int | None = None) -> int:
-    """Resident bytes on the CPU, about: each worker has raw and wide buffers of a chunk for every model and the result."""
+    """Resident bytes on the CPU, about: each worker has raw bytes of a chunk and numbers of a block, for every model."""
     roles = len(method_needs(plan.recipe.merge.method))
-    worker = CPU_ELEMENTS * 8 * (2 * roles + 3)
+    width = max(
+        (entry.nbytes // max(1, math.prod(t.shape)) for t in plan.tensors.values() for entry in t.sources.values()),
+        default=2,
+    )
+    worker = CPU_ELEMENTS * width * (roles + 1) + CPU_BLOCK * 8 * (roles + 1)
     return PROCESS + (threads or default_threads()) * worker + PER_TENSOR * len(plan.tensors)

@@ -149,10 +149,16 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     by_name, ratio_faults = tensor_ratios(recipe, ratios, model, blocks, tying.tied is True)
     if ratio_faults:
         raise PlanError(ratio_faults)
+    tied = tying.tied
+    if len({by_name[name] for name in tying.pair}) > 1:
+        tied = False
+        notes.append(
+            f"an override tells {' and '.join(map(repr, tying.pair))} apart: `tie_word_embeddings: false` is written"
+        )
 
     planned = {name: _plan_tensor(recipe, name, model.places[name], by_name[name], tensors) for name in tensors["sft"]}
     shards = lay_out([OutputTensor(t.name, t.dtype, t.shape) for t in planned.values()], recipe.output.shard_bytes)
-    changes = _config_changes(recipe, checkpoints[recipe.output.config], list(planned.values()), tying.tied)
+    changes = _config_changes(recipe, checkpoints[recipe.output.config], list(planned.values()), tied)
     notes += _notes(recipe, checkpoints, tensors, planned)
     pinned = _pin(recipe, checkpoints)
     identity = _identity(pinned, checkpoints, shards)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from fractions import Fraction
@@ -24,7 +24,7 @@ class PlannedBlock:
     @property
     def rest(self) -> float:
         """The ratio of what is neither attention nor MLP."""
-        return self.attention if self.attention == self.mlp else (self.attention + self.mlp) / 2
+        return _mean((self.attention, self.mlp))
 
 
 def even_split(layers: int, blocks: int) -> list[range]:
@@ -38,7 +38,7 @@ def mean_ratio(ratios: Ratios) -> float:
     In decimal, as they are written: the mean of 0.7, 0.4 and 0.1 is 0.4, not 0.39999999999999997.
     """
     numbers = [r for block in ratios.blocks for r in (block.ratios() if isinstance(block, Block) else (block,))]
-    return float(sum(Fraction(repr(r)) for r in numbers) / len(numbers))
+    return _mean(numbers)
 
 
 def plan_blocks(recipe: Recipe, ratios: Ratios, layers: int) -> tuple[list[PlannedBlock], list[Fault]]:
@@ -121,6 +121,11 @@ def tensor_ratios(
             hint = "`amatax inspect FOLDER --names` lists the names"
             faults.append(Fault(f"{what} matches no tensor", recipe.where("merge", "ratios", "overrides", i), hint))
     return result, faults
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    """In decimal, as the numbers are written."""
+    return float(sum(Fraction(repr(n)) for n in numbers) / len(numbers))
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+SHOWN_CONFIG = 12  # how many keys the plan lists
 SHOWN = 3  # how many names a message lists
 
 
@@ -93,6 +94,11 @@ def same_tensors(
             parts.append(f"has {_some(extra)} that sft lacks")
         hint = "every tensor must be in both; are they fine-tunes of one base, saved by the same class?"
         yield Fault(f"{role} {' and '.join(parts)}", other.ref, hint)
+    mixed = [n for n, e in sft.items() if n in tensors and (e.dtype in INTEGER) != (tensors[n].dtype in INTEGER)]
+    if mixed:
+        name = mixed[0]
+        message = f"{len(mixed)} tensors are integers in one model only, first {name!r}: {sft[name].dtype} in sft, {tensors[name].dtype} in {role}"
+        yield Fault(message, other.ref, "integers cannot be averaged with numbers; is one of them quantised?")
     differ = [n for n, e in sft.items() if n in tensors and tensors[n].shape != e.shape]
     vocabulary = [
         n
@@ -132,7 +138,9 @@ def config_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:
     """Keys whose values differ, as 'key: sft's -> other's'."""
     a, b = _flat(sft.config), _flat(other.config)
     keys = [key for key in sorted(a.keys() | b.keys()) if key.rpartition(".")[2] not in CONFIG_CHATTER]
-    return [f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}" for key in keys if a.get(key) != b.get(key)]
+    found = [f"{key}: {a.get(key, 'absent')!r} -> {b.get(key, 'absent')!r}" for key in keys if a.get(key) != b.get(key)]
+    more = len(found) - SHOWN_CONFIG
+    return found if more <= 0 else [*found[:SHOWN_CONFIG], f"and {more} more keys differ"]
 
 
 def tokenizer_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:

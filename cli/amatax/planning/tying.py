@@ -28,6 +28,7 @@ class Tying:
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     own_head: tuple[str, dict[str, str]] | None = None
+    pair: tuple[str, ...] = ()  # tied, and on disk twice
 
 
 def resolve_tying(
@@ -53,13 +54,17 @@ def resolve_tying(
             return Tying(faults=[Fault(message, checkpoints[without[0]].ref, hint)])
         note = f"{' and '.join(without)} ties its embeddings: its head is written as a matrix of its own, {head!r}"
         return Tying(False, [note], own_head=(head, {role: owned[role][0][0] for role in without}))
-    if heads and not (tie_flag(config) and embeddings):
+    if heads and (tie_flag(config) is False or not embeddings):
         return Tying(False)
     if heads:
         pair = f"{heads[0]!r} and {embeddings[0]!r}"
         if all(same_bytes(t[embeddings[0]], t[head]) for t in tensors.values() for head in heads if head in t):
-            return Tying(True, [f"embeddings are tied and on disk twice: {pair} follow `head`"])
-        return Tying(False, [f"config.json says tied, but {pair} differ: two matrices"])
+            return Tying(
+                True, [f"embeddings are tied and on disk twice: {pair} follow `head`"], pair=(heads[0], embeddings[0])
+            )
+        return Tying(
+            False, [] if tie_flag(config) is None else [f"config.json says tied, but {pair} differ: two matrices"]
+        )
     if embeddings and is_tied(config):
         notes = [f"embeddings are tied: {embeddings[0]!r} counts as the head, and `head` decides its ratio"]
         if tie_flag(config) is False:

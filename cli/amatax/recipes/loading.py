@@ -21,7 +21,6 @@ Path_ = tuple[str | int, ...]
 YAML_HINT = "look at that line; `amatax recipes quickstart` shows a recipe that works"
 SCHEMA_HINT = "`amatax schema` prints what a recipe may hold"
 MOST_KEYS = 100_000  # of a recipe, aliases written out
-UNION_TAGS = {"ratio", "list", "mapping", "block"}
 
 
 def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
@@ -33,7 +32,11 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         RecipeError: with all faults of the text.
     """
     if isinstance(source, Mapping):
-        return parse_recipe(yaml.safe_dump(dict(source), sort_keys=False), "recipe", Path.cwd())
+        try:
+            text = yaml.safe_dump(_plain(source), sort_keys=False)
+        except yaml.YAMLError as error:
+            raise RecipeError([Fault(f"not what YAML can hold: {error}", "recipe", SCHEMA_HINT)]) from None
+        return parse_recipe(text, "recipe", Path.cwd())
     path = Path(source)
     try:
         text = path.read_text(encoding="utf-8")
@@ -68,8 +71,17 @@ def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, defaults written out; parsing it gives an equal recipe."""
-    data = {key: value for key, value in recipe.model_dump(mode="json", exclude_none=True).items() if value != {}}
+    data = {key: value for key, value in recipe.model_dump(exclude_none=True).items() if value != {}}
     return yaml.safe_dump(data, sort_keys=False, width=120)
+
+
+def _plain(value: Any) -> Any:
+    """A mapping from Python as YAML has it; a path is a folder, whatever it begins with."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(Path(value).absolute()) if isinstance(value, os.PathLike) else value
 
 
 def _absolute(model: str, folder: Path) -> str:
@@ -126,7 +138,7 @@ def _schema_faults(error: ValidationError, origin: Origin) -> list[Fault]:
     """pydantic's errors in the recipe's words, one for each key."""
     faults: dict[Path_, Fault] = {}
     for item in error.errors(include_url=False):
-        path = _written_path(item["loc"], origin)
+        path = _written_path(item["loc"], origin, missing=item["type"] == "missing")
         if path in faults:
             continue  # the other members of a union say the same again
         message, hint = item["msg"], ""
@@ -147,7 +159,7 @@ def _schema_faults(error: ValidationError, origin: Origin) -> list[Fault]:
     return list(faults.values())
 
 
-def _written_path(loc: Path_, origin: Origin) -> Path_:
+def _written_path(loc: Path_, origin: Origin, *, missing: bool) -> Path_:
     """pydantic's location without the tags of unions, which stand in no recipe."""
     path: Path_ = ()
     for i, key in enumerate(loc):
@@ -155,7 +167,7 @@ def _written_path(loc: Path_, origin: Origin) -> Path_:
             path = (*path, key)
         elif (*path, str(key)) in origin.lines:
             path = (*path, str(key))  # a key that is a number
-        elif i == len(loc) - 1 and isinstance(key, str) and key not in UNION_TAGS and key.isidentifier():
+        elif missing and i == len(loc) - 1:
             path = (*path, key)  # a missing key
     return path
 
@@ -191,7 +203,9 @@ def _value_faults(recipe: Recipe, origin: Origin) -> Iterator[Fault]:
     """What types alone cannot say."""
     merge = recipe.merge
     for role, model in recipe.models.by_role().items():
-        if not is_folder(model) and (model.count("/") > 1 or " " in model or model.startswith(("@", "/"))):
+        if not is_folder(model) and (
+            model.partition("@")[0].count("/") > 1 or " " in model or model.startswith(("@", "/"))
+        ):
             yield Fault(
                 f"{model!r} is neither a folder nor a Hub id",
                 origin.where(("models", role)),

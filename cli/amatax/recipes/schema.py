@@ -56,7 +56,7 @@ class Block(_Model):
 class Override(_Model):
     """A ratio for the tensors whose disk name matches `match` and whose layer is in `layers`; the first match wins."""
 
-    match: str | None = Field(None, description="glob over the tensor's name on disk: *.mlp.*")
+    match: str | None = Field(None, min_length=1, description="glob over the tensor's name on disk: *.mlp.*")
     layers: LayerRange | None = Field(None, description="the layers, zero-based and inclusive: 0-7")
     ratio: Number = Field(description="share of RLHF")
 
@@ -129,7 +129,9 @@ class Merge(_Model):
 class Output(_Model):
     """What is written."""
 
-    path: str | None = Field(None, description="the model folder to write, relative to the working directory")
+    path: str | None = Field(
+        None, min_length=1, description="the model folder to write, relative to the working directory"
+    )
     dtype: Dtype | None = Field(None, description="of all floating-point tensors; default: each keeps the SFT tensor's")
     max_shard_size: (
         Annotated[str, Field(pattern=r"^\s*\d{1,15}(\.\d{1,15})?\s*([KMGTkmgt][iI]?)?[bB]?\s*$")]

@@ -51,7 +51,8 @@ class Worker:
     Args:
         kernel: the method's function with its options bound.
         roles: the models that can be read.
-        elements: of a chunk.
+        elements: of a chunk, which is read and written at once.
+        block: elements that are merged at once: their numbers stay in a core's own cache.
         device: where the kernel runs.
         sampled: names of the tensors in which the rounding of the output dtype is measured.
     """
@@ -61,6 +62,7 @@ class Worker:
         kernel: Callable[..., torch.Tensor],
         roles: tuple[str, ...],
         elements: int,
+        block: int,
         device: torch.device,
         files: Files,
         sink: Sink,
@@ -71,7 +73,7 @@ class Worker:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.kernel, self.elements, self.device, self.files, self.sink = kernel, elements, device, files, sink
-        self.sampled = sampled
+        self.sampled, self.block = sampled, min(block, elements)
         self.allow_nonfinite, self.advance, self.stopped = allow_nonfinite, advance, stopped
         on_gpu = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if on_gpu else None
@@ -79,7 +81,7 @@ class Worker:
         self.slots = [_Slot(roles, elements, pinned=on_gpu) for _ in range(depth)]
         self.last = roles[-1]
         self._ratios: dict[tuple[float, torch.dtype], torch.Tensor] = {}
-        self.wide = {role: Numbers(elements * 8, device) for role in roles}
+        self.wide = {role: Numbers(self.block * 8, device) for role in roles}
 
     def run(self, tensor: PlannedTensor) -> TensorResult:
         """Stream one tensor to the sink.
@@ -108,7 +110,7 @@ class Worker:
         return tensor.copy_of is not None and tensor.sources[tensor.copy_of].dtype == tensor.dtype
 
     def _chunks(self, count: int) -> Iterator[tuple[int, int]]:
-        """(first element, elements) of every chunk; one empty chunk for an empty tensor."""
+        """(first element, elements) of every chunk; none for an empty tensor."""
         for first in range(0, count, self.elements):
             if self.stopped():
                 raise KeyboardInterrupt
@@ -147,32 +149,34 @@ class Worker:
         for i, (first, n) in enumerate(self._chunks(count)):
             slot = self.slots[i % len(self.slots)]
             out = slot.out.numbers(out_dtype, n)
+            screens = []  # sums, finite if all values are
             with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-                raw, values = {}, {}
                 for source in sources:
-                    role = source.role
                     self._read(slot, source, first, n, hashes)
-                    raw[role] = slot.raw[role].numbers(source.dtype, n)
-                    values[role] = self.wide[role].numbers(compute, n)
-                    # on a GPU the narrow bytes cross the bus, and are widened there
-                    values[role].copy_(raw[role].to(self.device, non_blocking=True) if self.stream else raw[role])
-                if tensor.copy_of:
-                    merged = values[tensor.copy_of]
-                else:
-                    merged = self.kernel(values, ratio, values[self.last])
-                narrowed = merged.to(out_dtype) if self.stream else out.copy_(merged)
-                if self.stream:
-                    out.copy_(narrowed, non_blocking=True)
-                screen = merged.sum()  # finite if all values are
-                if may_overflow:
-                    screen += narrowed.float().sum()
-                if first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
-                    sft, exact, stored = values["sft"][:SAMPLE], merged[:SAMPLE], narrowed[:SAMPLE].to(compute)
-                    result.change = float((exact - sft).abs_().sum(dtype=torch.float64))
-                    result.lost = float((stored - exact).abs_().sum(dtype=torch.float64))
+                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
+                for begin in range(0, n, self.block):
+                    end = min(n, begin + self.block)
+                    values = {role: self.wide[role].numbers(compute, end - begin) for role in raw}
+                    for role, numbers in raw.items():  # on a GPU the narrow bytes cross the bus, and are widened there
+                        part = numbers[begin:end]
+                        values[role].copy_(part.to(self.device, non_blocking=True) if self.stream else part)
+                    if tensor.copy_of:
+                        merged = values[tensor.copy_of]
+                    else:
+                        merged = self.kernel(values, ratio, values[self.last])
+                    narrowed = merged.to(out_dtype) if self.stream else out[begin:end].copy_(merged)
+                    if self.stream:
+                        out[begin:end].copy_(narrowed, non_blocking=True)
+                    screens.append(merged.sum())
+                    if may_overflow:
+                        screens.append(narrowed.float().sum())
+                    if first == begin == 0 and tensor.name in self.sampled and tensor.copy_of is None:
+                        sft, exact, stored = values["sft"][:SAMPLE], merged[:SAMPLE], narrowed[:SAMPLE].to(compute)
+                        result.change = float((exact - sft).abs_().sum(dtype=torch.float64))
+                        result.lost = float((stored - exact).abs_().sum(dtype=torch.float64))
                 if self.stream:
                     slot.done.record(self.stream)
-            chunk = _Chunk(slot, first, raw, out, screen)
+            chunk = _Chunk(slot, first, raw, out, screens)
             if self.stream is None:
                 yield self._land(tensor, chunk)
             elif waiting:
@@ -191,7 +195,7 @@ class Worker:
         """A computed chunk's bytes, checked."""
         if self.stream:
             chunk.slot.done.synchronize()
-        if not math.isfinite(chunk.screen):
+        if not all(map(math.isfinite, chunk.screens)):
             self._check(tensor, chunk.raw, chunk.out, chunk.first)
         return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
 
@@ -247,7 +251,7 @@ class _Slot:
         self.raw = {role: Bytes(elements * 8, pinned=pinned) for role in roles}
         self.out = Bytes(elements * 8, pinned=pinned)
         if pinned:
-            self.done = torch.cuda.Event()
+            self.done = torch.cuda.Event(blocking=True)
 
 
 class _Chunk(NamedTuple):
@@ -257,7 +261,7 @@ class _Chunk(NamedTuple):
     first: int
     raw: dict[str, torch.Tensor]
     out: torch.Tensor
-    screen: torch.Tensor
+    screens: list[torch.Tensor]
 
 
 class _Source(NamedTuple):

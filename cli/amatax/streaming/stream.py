@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -11,12 +12,14 @@ import torch
 from amatax.errors import AmataxError
 from amatax.methods import kernel as method_kernel
 from amatax.methods import method_needs
-from amatax.planning.memory import CPU_ELEMENTS
+from amatax.planning.memory import CPU_BLOCK, CPU_ELEMENTS
 from amatax.planning.plan import Plan, PlannedTensor
 from amatax.streaming.buffers import Files
 from amatax.streaming.chunks import Sink, TensorResult, Worker
 
 GPU_ELEMENTS = 1 << 21  # large enough that launches and copies do not show
+MOST_GPU_WORKERS = 4  # each pins about 100 MB; two hide the copies already
+SMALL = 256 << 10  # bytes read; below, a tensor is mostly Python, and threads would only wait for each other
 SAMPLED_TENSORS = 500  # at least, evenly over the model, where there are as many
 LARGE = 4 << 20  # bytes; tensors above are taken largest first, so that no thread is left with the last large one
 
@@ -77,6 +80,7 @@ class Streamer:
             function,
             self._roles,
             elements,
+            elements if device.type == "cuda" else CPU_BLOCK,
             device,
             files,
             sink,
@@ -85,9 +89,8 @@ class Streamer:
             advance=advance,
             stopped=self._stop.is_set,
         )
-        self._threads = max(1, threads)
+        self._threads = max(1, min(threads, MOST_GPU_WORKERS) if device.type == "cuda" else threads)
         self._workers: list[Worker] = []
-        torch.set_num_threads(1)  # the threads are ours: torch's own only wait for each other on chunks this small
 
     def run(
         self, tensors: Iterable[PlannedTensor], sink: Sink, wait: Callable[[], None] = lambda: None
@@ -102,16 +105,19 @@ class Streamer:
         Raises:
             What a worker or the sink raised first; KeyboardInterrupt stops the workers at their next chunk.
         """
-        queue = iter(sorted(tensors, key=_order))
+        ordered = sorted(tensors, key=_order)
+        few = bisect_left(ordered, 2, key=lambda tensor: _order(tensor)[0])
+        shared, small = iter(ordered[:few]), iter(ordered[few:])  # the small ones are one worker's
         lock = threading.Lock()
         results: dict[str, TensorResult] = {}
         failures: list[BaseException] = []
 
-        def work(worker: Worker) -> None:
+        def work(worker: Worker, mine: Iterator[PlannedTensor]) -> None:
             try:
                 while not self._stop.is_set():
                     with lock:
-                        tensor = next(queue, None)
+                        tensor = next(shared, None)
+                    tensor = tensor or next(mine, None)
                     if tensor is None:
                         return
                     results[tensor.name] = worker.run(tensor)
@@ -119,12 +125,17 @@ class Streamer:
                 failures.append(error)
                 self._stop.set()
 
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # the threads are ours: torch's own only wait for each other on chunks this small
         with Files() as files:
             if not self._workers:
                 self._workers = [self._make(files, sink) for _ in range(self._threads)]
             for worker in self._workers:
                 worker.files, worker.sink = files, sink
-            threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._workers]
+            threads = [
+                threading.Thread(target=work, args=(worker, iter(()) if i else small), daemon=True)
+                for i, worker in enumerate(self._workers)
+            ]
             for thread in threads:
                 thread.start()
             try:
@@ -137,12 +148,16 @@ class Streamer:
                 for thread in threads:
                     thread.join()
                 raise
+            finally:
+                torch.set_num_threads(before)
         if failures:
             raise next((f for f in failures if not isinstance(f, KeyboardInterrupt)), failures[0])
         return results
 
 
-def _order(tensor: PlannedTensor) -> tuple[int, str, int]:
-    """Large ones first, by size; then in disk order."""
+def _order(tensor: PlannedTensor) -> tuple[int, int, str, int]:
+    """Large ones first, by size; then in disk order; small ones last."""
+    if tensor.reads > LARGE:
+        return 0, -tensor.reads, "", 0
     first = next(iter(tensor.sources.values()))
-    return (-tensor.reads, "", 0) if tensor.reads > LARGE else (0, str(first.path), first.offset)
+    return 1 if tensor.reads > SMALL else 2, 0, str(first.path), first.offset

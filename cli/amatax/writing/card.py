@@ -44,6 +44,10 @@ def card(plan: Plan) -> str:
             "",
             f"Mean over the blocks {mean_ratio(ratios):g}; head `{ratios.head}`, embeddings `{ratios.embeddings}`, "
             f"norms `{ratios.norms}`, other `{ratios.other}`.",
+            *(
+                f"\nOver that: {o.ratio:g} for `{o.match or '*'}`{f' in layers {o.layers}' if o.layers is not None else ''}."
+                for o in ratios.overrides
+            ),
             "",
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",

@@ -32,14 +32,19 @@ def load_and_answer(folder: str, prompt: str, *, trust_remote_code: bool = False
         )
     names = config.get("architectures") or ["AutoModelForCausalLM"]
     model_class = getattr(transformers, names[0], transformers.AutoModelForCausalLM)
-    model, info = model_class.from_pretrained(
-        folder, output_loading_info=True, trust_remote_code=trust_remote_code, dtype="auto"
-    )
+    try:
+        model, info = model_class.from_pretrained(
+            folder, output_loading_info=True, trust_remote_code=trust_remote_code, dtype="auto"
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        hint = "does transformers load the inputs? The folder has the config and the tokenizer files of the inputs"
+        raise OutputError(f"{folder}: transformers cannot load it: {reason}", hint) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):
             raise OutputError(f"{folder}: transformers reports {what}: {sorted(info[what])[:3]}", "please report this")
     model.eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": prompt}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -14,8 +14,6 @@ from amatax.recipes.loading import dump_recipe
 from amatax.streaming.chunks import TensorResult
 from amatax.writing.side_files import write_json
 
-LOST_OF_NOTHING = 0.0
-
 
 def shard_entry(file: str, size: int, plan: Plan, results: dict[str, TensorResult]) -> dict[str, Any]:
     """What the journal, and at the end the record, say of a finished shard."""
@@ -37,9 +35,7 @@ def rounded_away(entries: list[dict[str, Any]]) -> float | None:
 
 def write_record(folder: Path, plan: Plan, entries: list[dict[str, Any]]) -> None:
     """Write amatax_recipe.yaml and amatax_record.json; every other file of the folder must be there."""
-    recipe = plan.recipe.model_copy(
-        update={"output": plan.recipe.output.model_copy(update={"path": None}), "record": plan.recipe.record}
-    )
+    recipe = plan.recipe.model_copy(update={"output": plan.recipe.output.model_copy(update={"path": None})})
     header = "# What this folder was merged from: `amatax merge THIS_FILE OUTPUT` makes the same weights again.\n"
     (folder / RECIPE).write_text(header + dump_recipe(recipe), encoding="utf-8")
     small = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors")

@@ -102,5 +102,5 @@ def write_json(path: Path, value: Any) -> None:
 def _names(checkpoint: Checkpoint) -> list[str]:
     """Files of the folder and of its sub-folders, one level down."""
     top = [path.name for path in checkpoint.folder.iterdir()]
-    nested = [f"{path.parent.name}/{path.name}" for path in checkpoint.folder.glob("*/*") if path.is_file()]
+    nested = [f"{path.parent.name}/{path.name}" for path in checkpoint.folder.glob("[!.]*/*") if path.is_file()]
     return sorted(name for name in (*top, *nested) if not (checkpoint.folder / name).is_dir())
