@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -251,7 +252,9 @@ def _streamer(
     # Ctrl-C waits for the second this takes: an exception in the middle of torch's C++ part ends the process with SIGABRT
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        from amatax.streaming.stream import Streamer, pick_device
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # which is not needed
+            from amatax.streaming.stream import Streamer, pick_device
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
