@@ -15,7 +15,7 @@ MODELS = "models: {sft: ./a, rlhf: ./b}\n"
 
 def faults(text: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
-        parse_recipe(text, "r.yaml", Path("/work"))
+        parse_recipe(text, "r.yaml", Path("/recipes"))
     return [str(fault) for fault in caught.value.faults]
 
 
