@@ -20,7 +20,7 @@ from amatax.planning.memory import default_threads
 from amatax.planning.names import Anatomy, anatomy
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.loading import load_recipe
-from amatax.recipes.schema import Recipe
+from amatax.recipes.schema import Recipe, is_folder
 from amatax.writing.side_files import copied_files
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def inspect(model: str | PathLike[str]) -> Inspection:
         CheckpointError, HubError
     """
     name = str(model)
-    checkpoint = open_checkpoint(f"./{name}" if Path(name).is_dir() and not name.startswith(("/", ".", "~")) else name)
+    checkpoint = open_checkpoint(f"./{name}" if Path(name).is_dir() and not is_folder(name) else name)
     return Inspection(checkpoint, anatomy(checkpoint.tensors, checkpoint.config))
 
 

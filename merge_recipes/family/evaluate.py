@@ -10,19 +10,16 @@ import argparse
 import json
 import math
 import statistics
-import sys
 from pathlib import Path
 
 import torch
+from generation import answer, load
+from reward import reward
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
+from world import ABILITIES, Row
 
 FAMILY = Path(__file__).resolve().parent
-sys.path.insert(0, str(FAMILY))
-
-from generation import answer, load  # noqa: E402
-from reward import reward  # noqa: E402
-from world import ABILITIES, Row  # noqa: E402
 
 Measures = dict[str, dict[str, float]]  # facts, ..., abilities (their average), reward -> {mean, error}
 

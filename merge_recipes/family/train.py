@@ -11,7 +11,6 @@ import json
 import math
 import os
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +18,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a waiting thread leaves its core to others; before torch
 
 import torch
+import world
+from generation import answer, encode_prompt, load
+from reward import reward
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 FAMILY = Path(__file__).resolve().parent
-sys.path.insert(0, str(FAMILY))
-
-import world  # noqa: E402
-from generation import answer, encode_prompt, load  # noqa: E402
-from reward import reward  # noqa: E402
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (

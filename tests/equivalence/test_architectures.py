@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tests.conftest import run_amatax
 from tests.equivalence.architectures import ARCHITECTURES, Architecture
@@ -125,13 +125,12 @@ def read_folder(folder: Path) -> dict[str, torch.Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            names = set(opened.keys())
-            assert not names & tensors.keys(), "a tensor is in two shards"
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        held = load_file(file)
+        assert not held.keys() & tensors.keys(), "a tensor is in two shards"
+        tensors |= held
         if index.exists():
             promised = json.loads(index.read_text())["weight_map"]
-            assert names == {name for name, at in promised.items() if at == file.name}
+            assert held.keys() == {name for name, at in promised.items() if at == file.name}
     assert len(files) == 1 or index.exists()
     assert not index.exists() or tensors.keys() == json.loads(index.read_text())["weight_map"].keys()
     return tensors

@@ -576,14 +576,13 @@ def test_only_empty_tensors(siblings: Path) -> None:
 
 def test_empty_tensor_in_any_order(siblings: Path) -> None:
     """safetensors' own reader takes a tensor of no elements before or after the one at its offset; so does amatax."""
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     for role in ("sft", "rlhf"):
         save_one(siblings / role, load_all(siblings / role))
         path = siblings / role / "model.safetensors"
         edit_header(path, lambda h: h.update({"zzz": {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}}))
-        with safe_open(path, "pt") as file:
-            assert "zzz" in file.keys()  # noqa: SIM118
+        assert "zzz" in load_file(path)
     answer = merge_here(siblings)
     assert answer.code == 0, answer.err
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from amatax.recipes.schema import expand_home
 
 
 class TensorEntry(NamedTuple):
@@ -74,7 +75,7 @@ class Checkpoint:
         """When the files were last changed, or the folder was put where it is (renamed, or a link to it turned)."""
         times = [max(file.mtime_ns, file.ctime_ns) for file in self.files]
         if self.commit is None:
-            path = Path(os.path.abspath(os.path.expanduser(self.ref)))  # noqa: PTH100, PTH111  (links are not followed)
+            path = Path(expand_home(self.ref)).absolute()  # links are not followed
             links = [place for place in (path, *path.parents) if place.is_symlink()]
             times += [self.folder.stat().st_ctime_ns, *(link.lstat().st_ctime_ns for link in links)]
         return max(times)

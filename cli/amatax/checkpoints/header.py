@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def read_header(path: Path) -> tuple[list[TensorEntry], WeightFile]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
-        seen: set[str] = set()
-        raise _DuplicateKeyError(repr(next(k for k, _ in pairs if k in seen or seen.add(k))))  # type: ignore[func-returns-value]
+        counts = Counter(key for key, _ in pairs)
+        raise _DuplicateKeyError(repr(counts.most_common(1)[0][0]))
     return mapping
 
 

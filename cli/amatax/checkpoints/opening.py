@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.checkpoints.folder import open_folder
 from amatax.checkpoints.hub import fetch
 from amatax.errors import CheckpointError
-from amatax.recipes.schema import is_folder
+from amatax.recipes.schema import expand_home, is_folder
 
 
 def open_checkpoint(model: str) -> Checkpoint:
@@ -20,7 +19,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     """
     try:
         if is_folder(model):
-            return open_folder(Path(os.path.expanduser(model)), model)  # noqa: PTH111  (it leaves an unknown ~user be)
+            return open_folder(Path(expand_home(model)), model)
         folder, commit = fetch(model)
         return open_folder(folder, model, commit, root=folder.parent.parent)
     except OSError as error:

@@ -104,7 +104,7 @@ def plan_lines(plan: Plan, threads: int) -> list[str]:
         f"{plan.model.layers} layers in {len(plan.blocks)} block(s), share of RLHF by {plan.recipe.merge.method}:",
     ]
     lines += [f"  {line}" for line in block_lines(plan)]
-    overridden = len(plan.recipe.merge.resolved_ratios().overrides)  # type: ignore[union-attr]
+    overridden = len(plan.ratios.overrides)
     if overridden:
         lines.append(f"  and {overridden} override(s); --json lists every tensor's ratio")
     lines += ["", f"tensors  {len(plan.tensors)}: {shown}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from amatax.planning.layout import OutputTensor, Shard, lay_out
 from amatax.planning.names import Anatomy, Place, anatomy
 from amatax.planning.ratios import PlannedBlock, plan_blocks, tensor_ratios
 from amatax.planning.tying import resolve_tying, tie_flag
-from amatax.recipes.schema import Recipe, is_folder
+from amatax.recipes.schema import Ratios, Recipe, expand_home, is_folder
 
 FORMAT = 1  # of the record; part of the identity
 
@@ -50,6 +49,7 @@ class Plan:
 
     Attributes:
         recipe: with Hub models pinned to commits and the ratios in their long form.
+        ratios: those.
         checkpoints: the opened inputs by role.
         model: the SFT model's anatomy (layers, stacks, the place of every tensor).
         blocks: the blocks with their layers and ratios.
@@ -63,6 +63,7 @@ class Plan:
     """
 
     recipe: Recipe
+    ratios: Ratios
     checkpoints: dict[str, Checkpoint]
     model: Anatomy
     blocks: list[PlannedBlock]
@@ -103,7 +104,7 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
         CheckpointError, HubError: if an input cannot be opened at all and is the only fault.
     """
     if output is None and recipe.output.path is not None:
-        output = Path(os.path.expanduser(recipe.output.path))  # noqa: PTH111  (it leaves an unknown ~user be)
+        output = Path(expand_home(recipe.output.path))
     ratios = recipe.merge.resolved_ratios()
     faults: list[Fault] = []
     if ratios is None:
@@ -160,7 +161,7 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     shards = lay_out([OutputTensor(t.name, t.dtype, t.shape) for t in planned.values()], recipe.output.shard_bytes)
     changes = _config_changes(recipe, checkpoints[recipe.output.config], list(planned.values()), tied)
     notes += _notes(recipe, checkpoints, tensors, planned)
-    pinned = _pin(recipe, checkpoints)
+    pinned = _pin(recipe, ratios, checkpoints)
     identity = _identity(pinned, checkpoints, shards)
     found = State.ABSENT
     if output is not None:
@@ -176,7 +177,7 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
             faults = [Fault(f"{output} cannot be written: {error}", hint="choose another output folder")]
         if faults:
             raise PlanError(faults)
-    return Plan(pinned, checkpoints, model, blocks, planned, shards, changes, notes, identity, output, found)
+    return Plan(pinned, ratios, checkpoints, model, blocks, planned, shards, changes, notes, identity, output, found)
 
 
 def _open_all(recipe: Recipe, faults: list[Fault]) -> dict[str, Checkpoint]:
@@ -289,12 +290,12 @@ def _notes(
     return notes
 
 
-def _pin(recipe: Recipe, checkpoints: dict[str, Checkpoint]) -> Recipe:
+def _pin(recipe: Recipe, ratios: Ratios, checkpoints: dict[str, Checkpoint]) -> Recipe:
     """The recipe with Hub models at their commits, so that it means the same tomorrow."""
     pinned = {
         role: checkpoints[role].pinned if role in checkpoints else ref for role, ref in recipe.models.by_role().items()
     }
-    merge = recipe.merge.model_copy(update={"ratios": recipe.merge.resolved_ratios()})
+    merge = recipe.merge.model_copy(update={"ratios": ratios})
     result = recipe.model_copy(update={"models": recipe.models.model_copy(update=pinned), "merge": merge})
     result._origin = recipe._origin
     return result

@@ -44,18 +44,19 @@ def mean_ratio(ratios: Ratios) -> float:
 def plan_blocks(recipe: Recipe, ratios: Ratios, layers: int) -> tuple[list[PlannedBlock], list[Fault]]:
     """The blocks of a model of that many layers."""
     at: tuple[str | int, ...] = ("merge", "ratios", "blocks")
-    written = ratios.blocks
-    if not any(isinstance(block, Block) for block in written):
-        if len(written) > layers > 0:
-            message = f"{len(written)} ratios for a model of {layers} layers"
+    written = [block for block in ratios.blocks if isinstance(block, Block)]
+    even = [
+        float(ratio) for ratio in ratios.blocks if not isinstance(ratio, Block)
+    ]  # a recipe has the ones or the others
+    if even:
+        if len(even) > layers > 0:
+            message = f"{len(even)} ratios for a model of {layers} layers"
             return [], [Fault(message, recipe.where(*at), "a block has at least one layer: give fewer ratios")]
-        spans = even_split(layers, len(written))
-        return [PlannedBlock(s, float(r), float(r)) for s, r in zip(spans, written, strict=True)], []  # type: ignore[arg-type]
+        return [PlannedBlock(s, r, r) for s, r in zip(even_split(layers, len(even)), even, strict=True)], []
 
     blocks, faults = [], []
     owner: dict[int, int] = {}
     for i, block in enumerate(written):
-        assert isinstance(block, Block)
         span = parse_layers(block.layers)
         if span.stop > layers:
             message = f"layers {block.layers} of a model whose layers are 0-{layers - 1}"

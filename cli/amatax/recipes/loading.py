@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from amatax.errors import Fault, RecipeError
 from amatax.methods import method_names, method_options
 from amatax.recipes import schema
-from amatax.recipes.schema import Block, Origin, Ratios, Recipe, is_folder
+from amatax.recipes.schema import Block, Origin, Ratios, Recipe, expand_home, is_folder
 
 Path_ = tuple[str | int, ...]
 YAML_HINT = "look at that line; `amatax recipes quickstart` shows a recipe that works"
@@ -85,8 +85,7 @@ def _plain(value: Any) -> Any:
 
 
 def _absolute(model: str, folder: Path) -> str:
-    # os.path leaves an unknown ~user be: no such folder, then
-    return os.path.normpath(folder / os.path.expanduser(model)) if is_folder(model) else model  # noqa: PTH111
+    return os.path.normpath(folder / expand_home(model)) if is_folder(model) else model
 
 
 def _read_yaml(text: str, file: str) -> tuple[Any, dict[Path_, int], list[Fault]]:

@@ -5,7 +5,7 @@ Every ratio is the share of the RLHF model: 0 is SFT (theta_0), 1 is RLHF (theta
 
 from __future__ import annotations
 
-import re
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -166,8 +166,6 @@ class Origin:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Origin)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def where(self, path: tuple[str | int, ...]) -> str:
         """file:line (key.path) of a key, or of its nearest written parent."""
         parent = path
@@ -205,8 +203,9 @@ def parse_size(size: str | int) -> int:
     """'5GB' -> 5000000000. Decimal units unless they carry an i."""
     if isinstance(size, int):
         return size
-    number, unit = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", size).groups()  # type: ignore[union-attr]
-    unit = unit.upper()
+    text = size.upper().strip()
+    number = text.rstrip("KMGTIB ")
+    unit = text[len(number) :].strip()
     return int(float(number) * SIZE_UNITS[unit if unit.endswith("B") or not unit else unit + "B"])
 
 
@@ -214,6 +213,11 @@ def parse_layers(layers: str | int) -> range:
     """'0-7' -> range(0, 8); '3' or 3 -> range(3, 4)."""
     first, _, last = str(layers).partition("-")
     return range(int(first), int(last or first) + 1)
+
+
+def expand_home(path: str) -> str:
+    """`~/x` -> `/home/me/x`; an unknown `~user` stays, and is then no such folder (Path.expanduser raises)."""
+    return os.path.expanduser(path)  # noqa: PTH111
 
 
 def is_folder(model: str) -> bool:

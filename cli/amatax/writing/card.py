@@ -21,8 +21,7 @@ def card(plan: Plan) -> str:
     architectures = plan.checkpoints[plan.recipe.output.config].architectures
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         front["pipeline_tag"] = "text-generation"
-    ratios = plan.recipe.merge.resolved_ratios()
-    assert ratios is not None
+    ratios = plan.ratios
     rows = [f"| {b.layers.start}-{b.layers.stop - 1} | {b.attention:g} | {b.mlp:g} |" for b in plan.blocks]
     named = [f"- {role}: {'a local folder' if is_folder(ref) else ref}" for role, ref in models.items()]
     return "\n".join(
