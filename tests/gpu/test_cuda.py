@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from tests.conftest import run_amatax, save_siblings, tiny_llama, write_recipe  # noqa: E402
+from tests.conftest import run_amatax, save_siblings, tiny_llama, write_recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
