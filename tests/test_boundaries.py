@@ -58,13 +58,26 @@ def test_every_folder_is_known() -> None:
 )
 def test_heavy_imports_live_where_they_are_needed(siblings: Path, arguments: list[str], forbidden: set[str]) -> None:
     arguments = [str(siblings / "recipe.yaml") if a == "RECIPE" else a for a in arguments]
+    assert heavy_imports(forbidden, arguments, siblings) == []
+
+
+def test_a_finished_folder_is_recognised_without_torch(siblings: Path) -> None:
+    arguments = ["merge", "recipe.yaml", "out"]
+    assert heavy_imports({"torch"}, arguments, siblings) == ["torch"]
+    assert heavy_imports({"torch"}, arguments, siblings) == []
+
+
+def heavy_imports(names: set[str], arguments: list[str], cwd: Path) -> list[str]:
+    """Which of `names` are imported by the end of a command, in a process of its own."""
     code = (
         "import sys\nfrom amatax.commands import app\n"
         "try:\n    app(sys.argv[1:])\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
-        f"print('heavy:', sorted({forbidden!r} & set(sys.modules)))"
+        f"print('heavy:', *sorted({names!r} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=siblings)
-    assert done.stdout.splitlines()[-1:] == ["heavy: []"], done.stdout + done.stderr
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("heavy:"), done.stdout + done.stderr
+    return last.split()[1:]
 
 
 def test_importing_amatax_imports_nothing_heavy() -> None:

@@ -21,10 +21,10 @@ from amatax.planning.names import Anatomy, anatomy
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.loading import load_recipe
 from amatax.recipes.schema import Recipe, is_folder
-from amatax.writing.side_files import copied_files
 
 if TYPE_CHECKING:
     from amatax.streaming.differences import Difference
+    from amatax.streaming.stream import Streamer
     from amatax.writing.verification import Verdict
 
 __all__ = ["Inspection", "MergeResult", "Watcher", "difference", "inspect", "load_recipe", "merge", "plan", "verify"]
@@ -92,11 +92,8 @@ def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, ove
 
     Raises:
         RecipeError, PlanError: with all faults.
-        CheckpointError: if a file that is to be copied leads out of its checkpoint.
     """
-    planned = make_plan(_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite)
-    copied_files(planned)
-    return planned
+    return make_plan(_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite)
 
 
 def merge(
@@ -127,14 +124,18 @@ def merge(
     if planned.output is None:
         hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
         raise OutputError("no output folder was named", hint)
-    threads, streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
-    from amatax.writing.workplace import tidy
-
     if planned.found is State.SAME and not overwrite:
-        _same_inputs(planned, streamer, watcher)
+        from amatax.writing.workplace import tidy
+
+        if _touched_since(planned, planned.output / RECORD):
+            watcher.say("input files are newer than the output: comparing their checksums")
+            _same_inputs(
+                planned, planned.output, _streamer(planned, device, threads, allow_nonfinite, watcher)(), watcher
+            )
         tidy(planned.output)
         return MergeResult(planned, planned.output, already=True, notes=planned.notes)
 
+    streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
     from amatax.writing.record import rounded_away
     from amatax.writing.workplace import Workplace
     from amatax.writing.writer import write_model
@@ -239,7 +240,7 @@ def verify(
             hint = "verify checks folders that `amatax merge` has finished"
             raise CheckpointError(f"{path}: no {file}: not a folder that amatax wrote", hint)
     planned = make_plan(load_recipe(path / RECIPE))
-    _, streamer = _streamer(planned, device, threads, True, watcher)
+    streamer = _streamer(planned, device, threads, True, watcher)
     total = sum(tensor.reads for tensor in planned.tensors.values())
     watcher.start(math.ceil(total * min(1, sample / len(planned.tensors))) if sample else total)
     return verify_folder(path, planned, streamer(), sample, watcher.wait)
@@ -247,7 +248,7 @@ def verify(
 
 def _streamer(
     planned: Plan, device: str, threads: int | None, allow_nonfinite: bool, watcher: Watcher
-) -> tuple[int, Callable[[], Any]]:
+) -> Callable[[], Streamer]:
     """torch is imported here, after everything that can go wrong without it has gone right."""
     # Ctrl-C waits for the second this takes: an exception in the middle of torch's C++ part ends the process with SIGABRT
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -260,25 +261,25 @@ def _streamer(
 
     where = pick_device(device)
     count = threads or default_threads()
-    return count, lambda: Streamer(planned, where, count, allow_nonfinite=allow_nonfinite, advance=watcher.advance)
+    return lambda: Streamer(planned, where, count, allow_nonfinite=allow_nonfinite, advance=watcher.advance)
 
 
-def _same_inputs(planned: Plan, streamer: Callable[[], Any], watcher: Watcher) -> None:
-    """Make sure that a finished folder was merged from these inputs. As in make, times are asked first; then the checksums.
+def _touched_since(planned: Plan, record: Path) -> bool:
+    """Whether an input may be another one than when the record was written: as in make, by the files' times."""
+    return max(c.touched_ns for c in planned.checkpoints.values()) >= record.stat().st_mtime_ns
+
+
+def _same_inputs(planned: Plan, output: Path, streamer: Streamer, watcher: Watcher) -> None:
+    """Make sure by checksums that a finished folder was merged from these inputs.
 
     Raises:
         OutputError: if an input has changed since.
     """
-    assert planned.output is not None
-    record = planned.output / RECORD
-    if max(c.touched_ns for c in planned.checkpoints.values()) < record.stat().st_mtime_ns:
-        return
     from amatax.writing.record import read_record
 
-    watcher.say("input files are newer than the output: comparing their checksums")
     watcher.start(planned.reads)
-    recorded = read_record(planned.output)["tensors"]
-    results = streamer().run(planned.tensors.values(), lambda tensor, begin, data: None, watcher.wait)
+    recorded = read_record(output)["tensors"]
+    results = streamer.run(planned.tensors.values(), lambda tensor, begin, data: None, watcher.wait)
     changed = [
         name
         for name, result in results.items()
@@ -286,6 +287,6 @@ def _same_inputs(planned: Plan, streamer: Callable[[], Any], watcher: Watcher) -
     ]
     if changed:
         raise OutputError(
-            f"{planned.output}: merged from other inputs: {len(changed)} tensors have changed since, first {min(changed)!r}",
+            f"{output}: merged from other inputs: {len(changed)} tensors have changed since, first {min(changed)!r}",
             "merge into another folder, or replace this one with --overwrite",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,10 +41,7 @@ DISK_NAMES = {torch_name: name for name, (_, torch_name) in DTYPES.items() if to
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor on disk, rounded up."""
-    count = 1
-    for n in shape:
-        count *= n
-    return (count * DTYPES[dtype][0] + 7) // 8
+    return (math.prod(shape) * DTYPES[dtype][0] + 7) // 8
 
 
 def torch_name(dtype: str) -> str:

@@ -62,10 +62,14 @@ def inspection_lines(one: Inspection) -> list[str]:
     promised = f" (config.json promises {model.promised})" if model.promised not in (None, model.layers) else ""
     lines += ["", f"{model.layers} layers{promised}; stacks:"]
     rows = [
-        [f"  {s.prefix or '(top)'}", f"{len(s.indices)} numbers", f"{s.tensors} tensors",
-         "backbone" if s.prefix in model.backbone else "beside it"]
+        [
+            f"  {s.prefix or '(top)'}",
+            f"{len(s.indices)} numbers",
+            f"{s.tensors} tensors",
+            "backbone" if s.prefix in model.backbone else "beside it",
+        ]
         for s in model.stacks
-    ]  # fmt: skip
+    ]
     lines += columns(rows) if rows else ["  none"]
     lines += ["", "by kind:"]
     totals = {kind: [0, 0] for kind in KINDS}

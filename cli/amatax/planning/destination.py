@@ -61,6 +61,13 @@ def state(path: Path, identity: str, shards: Mapping[str, int]) -> State:
     return State.DAMAGED if _damaged(path, shards) else State.SAME
 
 
+def strangers(partial: Path) -> list[str]:
+    """What lies where amatax would work without a journal that vouches for it: somebody else's files."""
+    if not partial.is_dir() or (partial / WORK / JOURNAL).exists():
+        return []
+    return sorted(path.name for path in partial.iterdir() if path.name != WORK)
+
+
 def destination_faults(
     path: Path, inputs: Iterable[Path], shards: Mapping[str, int], found: State, overwrite: bool
 ) -> Iterator[Fault]:
@@ -87,9 +94,8 @@ def destination_faults(
     if partial.exists() and not partial.is_dir():
         yield Fault(f"{partial}, where amatax works, is a file", hint="move it away, or choose another output folder")
         return
-    strange = [i.name for i in sorted(partial.iterdir()) if i.name != WORK] if partial.is_dir() else []
-    if strange and not (partial / WORK / JOURNAL).exists():
-        message = f"{partial}, where amatax works, holds files that no merge left ({', '.join(strange[:3])})"
+    if foreign := strangers(partial):
+        message = f"{partial}, where amatax works, holds files that no merge left ({', '.join(foreign[:3])})"
         yield Fault(message, hint="move them away, or choose another output folder")
         return
     if found is State.DAMAGED and not overwrite:

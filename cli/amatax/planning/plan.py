@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from amatax.planning.destination import State, destination_faults, state
 from amatax.planning.layout import OutputTensor, Shard, lay_out
 from amatax.planning.names import Anatomy, Place, anatomy
 from amatax.planning.ratios import PlannedBlock, plan_blocks, tensor_ratios
+from amatax.planning.side_files import side_files
 from amatax.planning.tying import resolve_tying, tie_flag
 from amatax.recipes.schema import Ratios, Recipe, expand_home, is_folder
 
@@ -55,6 +57,7 @@ class Plan:
         blocks: the blocks with their layers and ratios.
         tensors: by name, in disk order.
         shards: the output's files with their headers and offsets.
+        side_files: what is copied byte for byte, by its name in the output.
         config_changes: what is set in the copied config.json so that it is true to the weights.
         notes: what a careful user wants to know.
         identity: the same for the same merge: recipe, inputs' headers, layout; not the output's path.
@@ -69,6 +72,7 @@ class Plan:
     blocks: list[PlannedBlock]
     tensors: dict[str, PlannedTensor]
     shards: list[Shard]
+    side_files: dict[str, Path]
     config_changes: dict[str, Any]
     notes: list[str]
     identity: str
@@ -114,6 +118,8 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     if faults or ratios is None:
         raise PlanError(faults)
 
+    copied, side_faults = side_files(recipe, checkpoints)
+    faults += side_faults
     sft = checkpoints["sft"]
     needs = method_needs(recipe.merge.method)
     for role in needs:
@@ -177,7 +183,9 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
             faults = [Fault(f"{output} cannot be written: {error}", hint="choose another output folder")]
         if faults:
             raise PlanError(faults)
-    return Plan(pinned, ratios, checkpoints, model, blocks, planned, shards, changes, notes, identity, output, found)
+    return Plan(
+        pinned, ratios, checkpoints, model, blocks, planned, shards, copied, changes, notes, identity, output, found
+    )
 
 
 def _open_all(recipe: Recipe, faults: list[Fault]) -> dict[str, Checkpoint]:
@@ -240,10 +248,7 @@ def _config_changes(
     amounts: dict[str, int] = {}
     for tensor in tensors:
         if tensor.dtype in MERGEABLE:
-            size = 1
-            for n in tensor.shape:
-                size *= n
-            amounts[tensor.dtype] = amounts.get(tensor.dtype, 0) + size
+            amounts[tensor.dtype] = amounts.get(tensor.dtype, 0) + math.prod(tensor.shape)
     if amounts:
         dtype = torch_name(max(amounts, key=lambda d: amounts[d]))
         said = source.config.get("dtype", source.config.get("torch_dtype"))

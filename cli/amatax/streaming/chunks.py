@@ -1,6 +1,6 @@
 """One tensor, chunk by chunk: read, checksum, compute, check, hand over. The same for every device.
 
-Half precision is merged in float32, float32 and float64 in float64, and rounded once to the output dtype.
+Half precision is merged in float32, float32 and float64 in float64, and rounded to the output dtype.
 """
 
 from __future__ import annotations

@@ -6,14 +6,17 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from amatax.errors import InputChangedError, OutputError
 from amatax.planning.layout import Shard
 from amatax.planning.plan import Plan, PlannedTensor
-from amatax.streaming.chunks import TensorResult
-from amatax.streaming.stream import Streamer
+
+if TYPE_CHECKING:
+    from amatax.streaming.chunks import TensorResult
+    from amatax.streaming.stream import Streamer
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

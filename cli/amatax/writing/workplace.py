@@ -14,7 +14,7 @@ from typing import Any
 
 from amatax import __version__
 from amatax.errors import OutputError
-from amatax.planning.destination import JOURNAL, WORK, State, state, unfinished
+from amatax.planning.destination import JOURNAL, WORK, State, state, strangers, unfinished
 from amatax.planning.plan import Plan
 from amatax.writing.shards import is_whole
 
@@ -53,10 +53,9 @@ class Workplace:
         Raises:
             OutputError: if unfinished work of another merge stands here and `overwrite` is not set.
         """
-        strangers = [path.name for path in self.folder.iterdir() if path.name != WORK]
-        if strangers and not self._journal.exists():
-            message = f"{self.folder}: amatax would work here, but it holds files of others ({strangers[0]})"
-            raise OutputError(message, "move them, or choose another output folder")
+        if foreign := strangers(self.folder):  # since the plan: everything else here is about to be removed
+            message = f"{self.folder}, where amatax works, holds files that no merge left ({foreign[0]})"
+            raise OutputError(message, "move them away, or choose another output folder")
         head, *entries = _json_lines(self._journal) or [{}]
         replaced, output = self.folder / WORK / REPLACED, self._output
         if head != self._head and replaced.exists() and not output.exists():

@@ -12,7 +12,7 @@ from amatax.streaming.stream import Streamer
 from amatax.writing.card import card
 from amatax.writing.record import shard_entry, write_record
 from amatax.writing.shards import write_shard
-from amatax.writing.side_files import copied_files, write_side_files
+from amatax.writing.side_files import write_side_files
 from amatax.writing.workplace import Workplace, workplace
 
 
@@ -43,7 +43,6 @@ def write_model(
     """
     output = output.resolve()
     try:
-        copied_files(plan)  # a link out of a checkpoint shows before any work
         with workplace(plan, output) as work:
             work.begin(overwrite=overwrite)
             resumed(work)
