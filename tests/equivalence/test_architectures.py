@@ -335,12 +335,13 @@ def test_the_loaded_merge_is_the_average_of_the_loaded_models(family: Family) ->
         else:
             assert torch.equal(tensor, a[name]), name
 
-    before, in_memory = logits(family, sft), copy.deepcopy(sft)
+    in_memory = copy.deepcopy(sft)
     in_memory.load_state_dict(average)
-    one, other = logits(family, merged), logits(family, in_memory)
+    one, other, before = (logits(family, model.float()) for model in (merged, in_memory, sft))
     assert torch.isfinite(one).all()
-    apart = (one - other).float().abs().max()
-    assert apart <= 0.1 * (one - before).float().abs().max(), "further from the average in memory than from sft"
+    # the median token: of two experts with nearly the same score, one rounding of a weight can choose the other for some token
+    apart, moved = ((one - logits_).abs().amax(-1).median() for logits_ in (other, before))
+    assert apart <= 0.02 * moved, "further from the average in memory than from sft"
 
 
 # ------------------------------------------------------------------------------------------------------------- table

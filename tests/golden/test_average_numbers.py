@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+import pytest
 import torch
 
 from amatax.methods.average import average
@@ -27,9 +30,39 @@ def test_negative_zero_stays() -> None:
     assert torch.signbit(result).tolist() == [True, False]
 
 
-def test_the_ratio_has_a_gradient() -> None:
+def rounded(exact: Fraction, dtype: torch.dtype) -> float:
+    """The nearest number of a dtype, ties to even, by comparing exact fractions."""
+    near = torch.tensor(float(exact), dtype=torch.float64).to(dtype)
+    around = [torch.nextafter(near, torch.tensor(end, dtype=dtype)) for end in (-float("inf"), float("inf"))]
+    even = {
+        float(x): x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]) & 1 for x in (near, *around)
+    }
+    return min(even, key=lambda value: (abs(Fraction(value) - exact), int(even[value])))
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.5, 0.7, 0.999])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_one_subtraction_and_one_fused_multiply_add(dtype: torch.dtype, ratio: float) -> None:
+    """Each rounding, by exact fractions: other steps would give other bytes in a later torch or on another machine."""
+    generator = torch.Generator().manual_seed(0)
+    sft = torch.randn(1003, dtype=torch.float64, generator=generator)  # not a whole number of vector registers
+    rlhf = (sft + 0.3 * torch.randn(1003, dtype=torch.float64, generator=generator)).to(dtype)
+    sft = (sft * 10.0 ** torch.randint(-9, 3, (1003,), generator=generator)).to(dtype)
+    compute = torch.float64 if dtype is torch.float64 else torch.float32
+    weight = rounded(Fraction(1 - ratio if ratio <= 0.5 else ratio), compute)
+    near, far = (sft, rlhf) if ratio <= 0.5 else (rlhf, sft)
+    expected = []
+    for x, y in zip(near.tolist(), far.tolist(), strict=True):
+        change = rounded(Fraction(x) - Fraction(y), compute)
+        fused = rounded(Fraction(x) + (Fraction(weight) - 1) * Fraction(change), compute)
+        expected.append(rounded(Fraction(fused), dtype))
+    assert average({"sft": sft, "rlhf": rlhf}, ratio).tolist() == expected
+
+
+@pytest.mark.parametrize("at", [0.3, 0.7])
+def test_the_ratio_has_a_gradient(at: float) -> None:
     sft, rlhf = torch.randn(50, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
-    ratio = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    ratio = torch.tensor(at, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, dtype=torch.float64)
     (average({"sft": sft, "rlhf": rlhf}, ratio) * weight).sum().backward()
     assert torch.isclose(ratio.grad, (weight * (rlhf - sft)).sum())

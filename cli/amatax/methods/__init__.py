@@ -4,7 +4,8 @@ A kernel is `(tensors, ratio, out=None, *, options) -> tensor`: `tensors` maps e
 that model's tensor (float32 or float64, all of one shape, on one device), `ratio` is the share of RLHF (a float, or a scalar
 tensor that may want a gradient), and the keyword-only arguments, with their types and defaults, are the recipe's options.
 `out` is memory that the result may use (it may be that of the last of NEEDS); a kernel may also ignore it. Nothing else is
-written to. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}.
+written to. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}. A kernel that reads half precision,
+computes in float32 and rounds once says TAKES_HALF = True, and gets such chunks as they are on disk.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def method_needs(method: str) -> tuple[str, ...]:
 def method_copies(method: str) -> dict[float, str]:
     """The ratios at which the result is one model's tensor, bit for bit, and whose."""
     return dict(getattr(import_module(f"{__name__}.{method}"), "COPIES", {}))
+
+
+def takes_half(method: str) -> bool:
+    """Whether the method does half precision itself, rounding once."""
+    return bool(getattr(import_module(f"{__name__}.{method}"), "TAKES_HALF", False))
 
 
 def method_options(method: str) -> dict[str, inspect.Parameter]:

@@ -10,18 +10,20 @@ if TYPE_CHECKING:
 
 NEEDS = ("sft", "rlhf")
 COPIES = {0.0: "sft", 1.0: "rlhf"}
+TAKES_HALF = True
 
 
 def average(
     tensors: Mapping[str, torch.Tensor], ratio: float | torch.Tensor, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """sft - ratio * (sft - rlhf), each operation rounded once.
+    """sft - ratio * (sft - rlhf): one subtraction and one fused multiply-add, in float32 for half precision.
 
-    Where both are equal the result is that value, signed zeros included, which sft + ratio * (rlhf - sft) does not give
-    (-0.0 + 0.0 is 0.0). The product and the sum stay two operations: fused, they would differ between devices.
+    It is written from the nearer model, sft - ratio * (sft - rlhf) or rlhf - (1 - ratio) * (rlhf - sft), so that the factor is
+    negative: where both are equal the result is that value, signed zeros included, which sft + ratio * (rlhf - sft) does not
+    give (-0.0 + 0.0 is 0.0). torch's lerp does this in one pass, rounding half precision once, at the end.
 
     Args:
-        tensors: `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        tensors: `sft` and `rlhf`, chunks of one shape and dtype (floating point), on one device.
         ratio: the share of RLHF; 0 is SFT, 1 is RLHF.
         out: memory for the result; may be that of `rlhf`.
 
@@ -30,5 +32,7 @@ def average(
     """
     import torch
 
-    change = torch.sub(tensors["sft"], tensors["rlhf"], out=out).mul_(ratio)
-    return torch.sub(tensors["sft"], change, out=out)
+    sft, rlhf = tensors["sft"], tensors["rlhf"]
+    if ratio <= 0.5:
+        return torch.lerp(rlhf, sft, 1 - ratio, out=out)
+    return torch.lerp(sft, rlhf, ratio, out=out)

@@ -1,6 +1,7 @@
 """One tensor, chunk by chunk: read, checksum, compute, check, hand over. The same for every device.
 
-Half precision is merged in float32, float32 and float64 in float64, and rounded to the output dtype.
+Half precision is merged in float32, float32 and float64 in float64, and rounded to the output dtype. A kernel that does this
+itself gets half precision as it is, which saves the passes over the numbers that widen and narrow them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from amatax.errors import NonFiniteError
 from amatax.planning.plan import PlannedTensor
 from amatax.streaming.buffers import Bytes, Files, Numbers
 
+Tensors = dict[str, torch.Tensor]
 Hashes = dict[str, xxhash.xxh3_128]
 Sink = Callable[[PlannedTensor, int, memoryview], None]  # (tensor, first byte within the tensor, its next bytes)
+HALF = {"F16", "BF16"}
 WIDE = {"F32", "F64"}
 NARROW_RANGE = {"F16", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ"}  # where a finite value can overflow
 WIDER = {"BF16": "float32", "F32": "float64"}  # what a value that overflows one dtype fits in
@@ -54,6 +57,7 @@ class Worker:
         elements: of a chunk, which is read and written at once.
         block: elements that are merged at once: their numbers stay in a core's own cache.
         device: where the kernel runs.
+        takes_half: the kernel rounds half precision itself, once.
         sampled: names of the tensors in which the rounding of the output dtype is measured.
     """
 
@@ -67,21 +71,21 @@ class Worker:
         files: Files,
         sink: Sink,
         *,
+        takes_half: bool = False,
         sampled: frozenset[str] = frozenset(),
         allow_nonfinite: bool = False,
         advance: Callable[[int], None] = lambda n: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.kernel, self.elements, self.device, self.files, self.sink = kernel, elements, device, files, sink
-        self.sampled, self.block = sampled, min(block, elements)
+        self.sampled, self.block, self.takes_half = sampled, min(block, elements), takes_half
         self.allow_nonfinite, self.advance, self.stopped = allow_nonfinite, advance, stopped
         on_gpu = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         depth = 2 if on_gpu else 1  # on a GPU the next chunk is read while this one is copied and merged
         self.slots = [_Slot(roles, elements, pinned=on_gpu) for _ in range(depth)]
         self.last = roles[-1]
-        self._ratios: dict[tuple[float, torch.dtype], torch.Tensor] = {}
-        self.wide = {role: Numbers(self.block * 8, device) for role in roles}
+        self.numbers = {role: Numbers(self.block * 8, device) for role in roles}
 
     def run(self, tensor: PlannedTensor) -> TensorResult:
         """Stream one tensor to the sink.
@@ -141,62 +145,76 @@ class Worker:
     def _merges(self, tensor: PlannedTensor, count: int, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
         """Chunks through the kernel; on a GPU one is in flight while the next is read."""
         sources, out_dtype = _sources(tensor), torch_dtype(tensor.dtype)
-        compute = torch.float64 if WIDE & {entry.dtype for entry in tensor.sources.values()} else torch.float32
-        ratio = self._ratio(tensor.ratio, compute)
-        beyond = not 0 <= tensor.ratio <= 1  # between float32's largest and bfloat16's lies what rounds to infinity
-        may_overflow = tensor.dtype in NARROW_RANGE or beyond or (compute is torch.float64 and tensor.dtype != "F64")
+        is_half = tensor.dtype in HALF and all(entry.dtype == tensor.dtype for entry in tensor.sources.values())
+        merge = self._merge_half if self.takes_half and is_half else self._merge_wide
         waiting: _Chunk | None = None
         for i, (first, n) in enumerate(self._chunks(count)):
             slot = self.slots[i % len(self.slots)]
             out = slot.out.numbers(out_dtype, n)
-            screens = []  # sums, finite if all values are
             with torch.cuda.stream(self.stream) if self.stream else nullcontext():
                 for source in sources:
                     self._read(slot, source, first, n, hashes)
                 raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
-                for begin in range(0, n, self.block):
-                    end = min(n, begin + self.block)
-                    values = {role: self.wide[role].numbers(compute, end - begin) for role in raw}
-                    for role, numbers in raw.items():  # on a GPU the narrow bytes cross the bus, and are widened there
-                        part = numbers[begin:end]
-                        values[role].copy_(part.to(self.device, non_blocking=True) if self.stream else part)
-                    if tensor.copy_of:
-                        merged = values[tensor.copy_of]
-                    else:
-                        merged = self.kernel(values, ratio, values[self.last])
-                    narrowed = merged.to(out_dtype) if self.stream else out[begin:end].copy_(merged)
-                    if self.stream:
-                        out[begin:end].copy_(narrowed, non_blocking=True)
-                    screens.append(merged.sum())
-                    if may_overflow:
-                        screens.append(narrowed.float().sum())
-                    if first == begin == 0 and tensor.name in self.sampled and tensor.copy_of is None:
-                        sft, exact, stored = values["sft"][:SAMPLE], merged[:SAMPLE], narrowed[:SAMPLE].to(compute)
-                        result.change = float((exact - sft).abs_().sum(dtype=torch.float64))
-                        result.lost = float((stored - exact).abs_().sum(dtype=torch.float64))
+                screens = merge(tensor, raw, out)
                 if self.stream:
                     slot.done.record(self.stream)
             chunk = _Chunk(slot, first, raw, out, screens)
             if self.stream is None:
-                yield self._land(tensor, chunk)
+                yield self._land(tensor, chunk, result)
             elif waiting:
-                yield self._land(tensor, waiting)
+                yield self._land(tensor, waiting, result)
             waiting = chunk
         if self.stream and waiting:
-            yield self._land(tensor, waiting)
+            yield self._land(tensor, waiting, result)
 
-    def _ratio(self, ratio: float, dtype: torch.dtype) -> torch.Tensor:
-        """A ratio as a scalar tensor, which torch multiplies by faster than by a Python number."""
-        if (ratio, dtype) not in self._ratios:
-            self._ratios[ratio, dtype] = torch.tensor(ratio, dtype=dtype)
-        return self._ratios[ratio, dtype]
+    def _merge_half(self, tensor: PlannedTensor, raw: Tensors, out: torch.Tensor) -> list[torch.Tensor]:
+        """Half precision through a kernel that rounds it itself, in one pass."""
+        values, memory = raw, out
+        if self.stream:
+            values = {
+                role: self.numbers[role].numbers(x.dtype, len(x)).copy_(x, non_blocking=True) for role, x in raw.items()
+            }
+            memory = values[self.last]
+        merged = self.kernel(values, tensor.ratio, memory)
+        if merged is not out:
+            out.copy_(merged, non_blocking=True)
+        return [merged.sum()]
 
-    def _land(self, tensor: PlannedTensor, chunk: _Chunk) -> memoryview:
+    def _merge_wide(self, tensor: PlannedTensor, raw: Tensors, out: torch.Tensor) -> list[torch.Tensor]:
+        """Any precision, block by block: widened, merged, narrowed."""
+        compute = _compute_dtype(tensor)
+        beyond = not 0 <= tensor.ratio <= 1  # between float32's largest and bfloat16's lies what rounds to infinity
+        may_overflow = tensor.dtype in NARROW_RANGE or beyond or (compute is torch.float64 and tensor.dtype != "F64")
+        screens = []
+        for begin in range(0, len(out), self.block):
+            end = min(len(out), begin + self.block)
+            values = {role: self.numbers[role].numbers(compute, end - begin) for role in raw}
+            for role, numbers in raw.items():  # on a GPU the narrow bytes cross the bus, and are widened there
+                part = numbers[begin:end]
+                values[role].copy_(part.to(self.device, non_blocking=True) if self.stream else part)
+            if tensor.copy_of:
+                merged = values[tensor.copy_of]
+            else:
+                merged = self.kernel(values, tensor.ratio, values[self.last])
+            narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
+            if self.stream:
+                out[begin:end].copy_(narrowed, non_blocking=True)
+            screens.append(merged.sum())
+            if may_overflow:
+                screens.append(narrowed.float().sum())
+        return screens
+
+    def _land(self, tensor: PlannedTensor, chunk: _Chunk, result: TensorResult) -> memoryview:
         """A computed chunk's bytes, checked."""
         if self.stream:
             chunk.slot.done.synchronize()
         if not all(map(math.isfinite, chunk.screens)):
             self._check(tensor, chunk.raw, chunk.out, chunk.first)
+        if chunk.first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
+            values = {role: numbers[:SAMPLE].to(_compute_dtype(tensor)) for role, numbers in chunk.raw.items()}
+            exact = self.kernel(values, tensor.ratio)
+            result.change = float((exact - values["sft"]).abs_().nansum(dtype=torch.float64))
+            result.lost = float((chunk.out[:SAMPLE].to(exact.dtype) - exact).abs_().nansum(dtype=torch.float64))
         return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
 
     def _check(self, tensor: PlannedTensor, raw: Mapping[str, torch.Tensor], out: torch.Tensor, first: int) -> None:
@@ -279,6 +297,10 @@ def _sources(tensor: PlannedTensor) -> list[_Source]:
     return [
         _Source(role, e.path, e.offset, e.nbytes // count, torch_dtype(e.dtype)) for role, e in tensor.sources.items()
     ]
+
+
+def _compute_dtype(tensor: PlannedTensor) -> torch.dtype:
+    return torch.float64 if WIDE & {entry.dtype for entry in tensor.sources.values()} else torch.float32
 
 
 def _finite(values: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from amatax.errors import AmataxError
 from amatax.methods import kernel as method_kernel
-from amatax.methods import method_needs
+from amatax.methods import method_needs, takes_half
 from amatax.planning.memory import CPU_BLOCK, CPU_ELEMENTS
 from amatax.planning.plan import Plan, PlannedTensor
 from amatax.streaming.buffers import Files
@@ -84,6 +84,7 @@ class Streamer:
             device,
             files,
             sink,
+            takes_half=takes_half(merge.method),
             sampled=sampled,
             allow_nonfinite=allow_nonfinite,
             advance=advance,
