@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 LLAMA = {
@@ -57,7 +58,7 @@ def write_siblings(folder: Path, shapes: dict[str, tuple[int, ...]], shards: int
         if (out / "config.json").exists():
             continue
         out.mkdir(parents=True, exist_ok=True)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for g, group in enumerate(groups):
             file = f"model-{g + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
             tensors = {}
@@ -79,3 +80,11 @@ def llama_config(layers: int) -> dict[str, object]:
     """config.json of a TinyLlama with that many layers."""
     sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4}
     return {**sizes, "num_hidden_layers": layers, "vocab_size": 32000}
+
+
+if __name__ == "__main__":
+    work = Path(sys.argv[1])
+    write_siblings(work / "M", tiny_llama_shape(), 3, llama_config(22))
+    write_siblings(work / "Q", tiny_llama_shape(layers=5, vocabulary=8000), 3, llama_config(5))
+    for size in (5_000, 50_000):
+        write_siblings(work / f"S{size}", small_tensors(size), 1, {"num_hidden_layers": 10})

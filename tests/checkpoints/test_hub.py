@@ -27,6 +27,9 @@ def recipe(hub: Hub, siblings: Path) -> Path:
     (siblings / "rlhf" / "runs").mkdir()
     (siblings / "rlhf" / "runs" / "events.out").write_bytes(b"not needed")
     (siblings / "sft" / "tokenizer_config.json").write_text("{}")
+    (siblings / "sft" / "layers").mkdir()
+    (siblings / "sft" / "layers" / "attention.py").write_text("never run")
+    (siblings / "sft" / "USE_POLICY.md").write_text("no weapons")
     hub.repos = {
         "acme/sft": {"main": siblings / "sft"},
         "acme/rlhf": {"main": siblings / "sft", "v2": siblings / "rlhf"},
@@ -51,6 +54,9 @@ def test_merge_from_the_hub(hub: Hub, recipe: Path, siblings: Path) -> None:
     assert (siblings / "out" / "model.safetensors").read_bytes() == (
         siblings / "local" / "model.safetensors"
     ).read_bytes()
+
+    assert {f.name for f in (siblings / "out").rglob("*")} == {f.name for f in (siblings / "local").rglob("*")}
+    assert (siblings / "out" / "layers" / "attention.py").exists()
 
     fetched = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
     assert any(path.endswith("model-00001-of-00003.safetensors") for path in fetched), fetched

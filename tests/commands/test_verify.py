@@ -58,6 +58,23 @@ def test_a_missing_shard(merged: Path, amatax: Callable[..., Run]) -> None:
     assert "model.safetensors" in done.err
 
 
+def test_weights_that_were_not_written_are_named(merged: Path, amatax: Callable[..., Run]) -> None:
+    """transformers may load them instead."""
+    (merged / "out" / "pytorch_model.bin").write_bytes(b"another model")
+    done = amatax("verify", "out")
+    assert done.code == 2
+    assert "pytorch_model.bin" in done.err
+
+
+def test_an_input_saved_again_in_another_dtype_is_named(merged: Path, amatax: Callable[..., Run]) -> None:
+    file = merged / "sft" / "model.safetensors"
+    save_file({name: tensor.float() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    done = amatax("verify", "out")
+    assert done.code == 2
+    assert "sft" in done.err
+    assert "another checkpoint than was merged" in done.err
+
+
 def test_a_folder_of_others(merged: Path, amatax: Callable[..., Run]) -> None:
     done = amatax("verify", "sft")
     assert done.code == 2

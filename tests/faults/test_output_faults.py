@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import run_amatax
 from tests.faults.breaking import (
     Answer,
     Case,
@@ -122,6 +123,14 @@ def test_output_over_an_input_is_refused(where: str, args: tuple[str, ...], sibl
     assert_clear(answer)
     assert "overlaps the input" in answer.err
     assert tree(siblings) == before
+
+
+def test_the_working_directory_is_not_replaced(siblings: Path) -> None:
+    """The shell would stand in a folder that is gone."""
+    (siblings / "empty").mkdir()
+    done = run_amatax("merge", siblings / "recipe.yaml", ".", cwd=siblings / "empty")
+    assert done.code == 2
+    assert "working directory" in done.err
 
 
 @pytest.mark.parametrize("suffix", [".unfinished", ".replaced"])

@@ -51,6 +51,8 @@ def faults(text: str) -> list[str]:
         ("models: {sft: [1, rlhf: ./b}\n", ["r.yaml:1", "YAML"]),
         ("models: !!python/object/apply:os.system ['true']\n", ["YAML"]),
         (MODELS + "fit: {alpha: 2}\n", ["(fit.alpha)"]),
+        (MODELS + "merge: {ratios: 1e-1}\n", ["(merge.ratios)", "as text", "0.1"]),
+        (MODELS + "merge: {ratios: {blocks: [1], head: off}}\n", ["(merge.ratios.head)", "off"]),
     ],
 )
 def test_each_fault_says_where_and_what(text: str, words: list[str]) -> None:
@@ -62,7 +64,9 @@ def test_all_faults_at_once() -> None:
     text = (
         "models: {sft: ./a, rlfh: ./b}\nmerge:\n  methd: average\n  ratios: [2, 0.5]\noutput: {dtype: int8}\nextra: 1\n"
     )
-    assert len(faults(text)) >= 4
+    found = "\n".join(faults(text))
+    for key in ("(models.rlfh)", "(models.rlhf)", "(merge.methd)", "(output.dtype)", "(extra)"):
+        assert key in found, found
 
 
 def test_models_are_relative_to_the_recipe(tmp_path: Path) -> None:

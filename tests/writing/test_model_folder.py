@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from amatax import api
-from tests.conftest import write_recipe
+from tests.conftest import Run, write_recipe
 
 SIDE_FILES = {
     "tokenizer.json": b'{"a": 1}\n',
@@ -28,7 +29,12 @@ SIDE_FILES = {
     "processor_config.json": b"{}",
     "video_preprocessor_config.json": b"{}",
     "modeling_acme.py": b"raise SystemExit('never run')\n",
+    "layers/attention.py": b"raise SystemExit('never run')\n",
+    "tokenization_acme.py": b"raise SystemExit('never run')\n",
+    "normalizer.json": b"{}",
     "LICENSE": b"Apache",
+    "license.txt": b"Llama",
+    "USE_POLICY.md": b"no weapons",
 }
 NOT_COPIED = [
     "optimizer.pt",
@@ -65,17 +71,38 @@ def test_side_files_are_copied_byte_for_byte(furnished: Path) -> None:
 
 def test_the_tokenizer_may_come_from_the_other_model(furnished: Path) -> None:
     (furnished / "rlhf" / "tokenizer.json").write_bytes(b'{"rlhf": 1}')
+    (furnished / "rlhf" / "tokenization_acme.py").write_bytes(b"rlhf = 1")
     recipe = furnished / "recipe.yaml"
     recipe.write_text(recipe.read_text() + "output: {tokenizer: rlhf}\n")
     api.merge(recipe, furnished / "out")
     assert (furnished / "out" / "tokenizer.json").read_bytes() == b'{"rlhf": 1}'
     assert not (furnished / "out" / "chat_template.jinja").exists()
     assert (furnished / "out" / "modeling_acme.py").exists()
+    assert (furnished / "out" / "tokenization_acme.py").read_bytes() == b"rlhf = 1"
 
 
 def test_a_true_config_is_copied_untouched(siblings: Path) -> None:
     api.merge(siblings / "recipe.yaml", siblings / "out")
     assert (siblings / "out" / "config.json").read_bytes() == (siblings / "sft" / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("config", "loaded_by"),
+    [
+        ({}, "AutoModelForCausalLM"),
+        ({"architectures": ["LlavaForConditionalGeneration"]}, "LlavaForConditionalGeneration"),
+        ({"auto_map": {"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}}, "AutoModelForCausalLM"),
+    ],
+)
+def test_card_and_summary_name_the_class_that_loads_it(
+    siblings: Path, amatax: Callable[..., Run], config: dict[str, object], loaded_by: str
+) -> None:
+    for role in ("sft", "rlhf"):
+        path = siblings / role / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    done = amatax("merge", "recipe.yaml", "out")
+    assert f"transformers.{loaded_by}.from_pretrained(" in done.out
+    assert f"model = {loaded_by}.from_pretrained(" in (siblings / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

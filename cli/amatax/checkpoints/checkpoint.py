@@ -86,6 +86,15 @@ class Checkpoint:
         return architectures(self.config)
 
     @property
+    def loaded_by(self) -> str:
+        """The name in transformers of the class that loads it: an Auto class for text generation, else the model's own."""
+        first = next(iter(self.architectures), "AutoModelForCausalLM")
+        own_code = self.config.get("auto_map")
+        if isinstance(own_code, dict):
+            return next((str(key) for key in own_code if str(key).startswith("AutoModel")), "AutoModel")
+        return "AutoModelForCausalLM" if first.endswith(("ForCausalLM", "LMHeadModel")) else first
+
+    @property
     def pinned(self) -> str:
         """The reference that will mean the same tomorrow: a folder, or a Hub id at its commit."""
         return f"{self.ref.partition('@')[0]}@{self.commit}" if self.commit else self.ref

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from amatax.checkpoints.side_names import is_side_file
 from amatax.errors import HubError
 
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
-SIDE_FILES = re.compile(
-    r"[^/]+\.(json|jinja|txt|model|tiktoken|py|md|spm|vocab)|LICENSE[^/]*|NOTICE[^/]*"
-    r"|additional_chat_templates/[^/]+\.jinja|custom_generate/[^/]+"
-)
 
 
 def fetch(model: str) -> tuple[Path, str]:
@@ -55,7 +52,7 @@ def needed(files: list[str]) -> list[str]:
     weights = [file for file in files if WEIGHTS.fullmatch(file)]
     safe = [file for file in weights if ".safetensors" in file]
     single = [file for file in safe if file == "model.safetensors"]
-    sides = [file for file in files if file not in weights and SIDE_FILES.fullmatch(file) and ".index.json" not in file]
+    sides = [file for file in files if file not in weights and is_side_file(file) and ".index.json" not in file]
     return sorted((single or safe or weights) + sides)
 
 

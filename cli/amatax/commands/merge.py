@@ -82,7 +82,10 @@ def block_lines(plan: Plan) -> list[str]:
         outside[kind_name, tensor.ratio] = outside.get((kind_name, tensor.ratio), 0) + 1
     for (name, ratio), count in outside.items():
         rows.append([name, f"{count} tensor{'s' if count > 1 else ''}", f"{ratio:g}", bar(ratio)])
-    return columns(rows, right=(2,))
+    lines = columns(rows, right=(2,))
+    if overridden := len(plan.ratios.overrides):
+        lines.append(f"and {overridden} override(s); `amatax merge --dry-run --json` lists every tensor's ratio")
+    return lines
 
 
 def plan_lines(plan: Plan, threads: int) -> list[str]:
@@ -104,9 +107,6 @@ def plan_lines(plan: Plan, threads: int) -> list[str]:
         f"{plan.model.layers} layers in {len(plan.blocks)} block(s), share of RLHF by {plan.recipe.merge.method}:",
     ]
     lines += [f"  {line}" for line in block_lines(plan)]
-    overridden = len(plan.ratios.overrides)
-    if overridden:
-        lines.append(f"  and {overridden} override(s); --json lists every tensor's ratio")
     lines += ["", f"tensors  {len(plan.tensors)}: {shown}"]
     lines += [
         f"reads    {human_bytes(plan.reads)}",
@@ -165,7 +165,8 @@ def result_lines(result: MergeResult) -> list[str]:
             f"rounding to the output dtype took {result.rounded_away:.1%} of the mean change from sft (of a sample)"
         )
     lines += [f"note: {note}" for note in result.notes]
-    lines += [f'load:   AutoModelForCausalLM.from_pretrained("{folder}")', f"check:  amatax verify {folder} --load"]
+    loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
+    lines += [f'load:   transformers.{loaded_by}.from_pretrained("{folder}")', f"check:  amatax verify {folder} --load"]
     return lines
 
 

@@ -86,6 +86,9 @@ def destination_faults(
     if path.exists() and not path.is_dir():
         yield Fault(f"{path} is a file", hint="name a folder to write, or remove the file")
         return
+    if real == Path.cwd():
+        yield Fault(f"{path} is the working directory, which the model would replace", hint="name a folder inside it")
+        return
     if os.path.ismount(path):
         yield Fault(
             f"{path} is a mount point, which cannot be renamed", hint=f"name a folder inside it: {path / 'model'}"

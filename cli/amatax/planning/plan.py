@@ -166,7 +166,7 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     planned = {name: _plan_tensor(recipe, name, model.places[name], by_name[name], tensors) for name in tensors["sft"]}
     shards = lay_out([OutputTensor(t.name, t.dtype, t.shape) for t in planned.values()], recipe.output.shard_bytes)
     changes = _config_changes(recipe, checkpoints[recipe.output.config], list(planned.values()), tied)
-    notes += _notes(recipe, checkpoints, tensors, planned)
+    notes += _notes(recipe, checkpoints, tensors, planned, changes)
     pinned = _pin(recipe, ratios, checkpoints)
     identity = _identity(pinned, checkpoints, shards)
     found = State.ABSENT
@@ -264,8 +264,11 @@ def _notes(
     checkpoints: dict[str, Checkpoint],
     tensors: dict[str, dict[str, TensorEntry]],
     planned: dict[str, PlannedTensor],
+    config_changes: dict[str, Any],
 ) -> list[str]:
-    notes: list[str] = []
+    notes = [
+        f"config: {key}: {json.dumps(value)} is written, as the weights are" for key, value in config_changes.items()
+    ]
     sft = checkpoints["sft"]
     for role, entries in tensors.items():
         if role == "sft":
@@ -273,7 +276,7 @@ def _notes(
         notes += siblings.dtype_notes(sft, entries, role)
         notes += [
             f"config: {d} (sft -> {role}; {recipe.output.config}'s is written)"
-            for d in siblings.config_differences(sft, checkpoints[role])
+            for d in siblings.config_differences(sft, checkpoints[role], config_changes)
         ]
         if files := siblings.tokenizer_differences(sft, checkpoints[role]):
             notes.append(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
 from amatax.checkpoints.dtypes import INTEGER, MERGEABLE
-from amatax.errors import Fault
+from amatax.checkpoints.folder import inside
+from amatax.checkpoints.side_names import TOKENIZER_FILES
+from amatax.errors import CheckpointError, Fault
 from amatax.planning.names import Anatomy
 
 PREFIXES = ("model.", "transformer.", "language_model.", "base_model.", "model.language_model.")
@@ -18,16 +19,6 @@ PACKED = re.compile(
     r"|SCB|\w+_blocks|\w+_scales)$"
 )
 CONFIG_CHATTER = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_attn_implementation"}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 SHOWN_CONFIG = 12  # how many keys the plan lists
 SHOWN = 3  # how many names a message lists
 
@@ -134,10 +125,10 @@ def dtype_notes(sft: Checkpoint, tensors: dict[str, TensorEntry], role: str) -> 
         yield f"{count} tensors are {mine} in sft and {theirs} in {role}"
 
 
-def config_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:
-    """Keys whose values differ, as 'key: sft's -> other's'."""
+def config_differences(sft: Checkpoint, other: Checkpoint, besides: Collection[str] = ()) -> list[str]:
+    """Keys (but some) whose values differ, as 'key: sft's -> other's'."""
     a, b = _flat(sft.config), _flat(other.config)
-    keys = [key for key in sorted(a.keys() | b.keys()) if key.rpartition(".")[2] not in CONFIG_CHATTER]
+    keys = [key for key in sorted(a.keys() | b.keys()) if key.rpartition(".")[2] not in {*CONFIG_CHATTER, *besides}]
     found = [f"{key}: {a.get(key, 'absent')!r} -> {b.get(key, 'absent')!r}" for key in keys if a.get(key) != b.get(key)]
     more = len(found) - SHOWN_CONFIG
     return found if more <= 0 else [*found[:SHOWN_CONFIG], f"and {more} more keys differ"]
@@ -146,10 +137,15 @@ def config_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:
 def tokenizer_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:
     """Tokenizer files that are in both folders and differ, or in one only."""
 
-    def content(folder: Path, file: str) -> bytes | None:
-        return (folder / file).read_bytes() if (folder / file).is_file() else None
+    def content(checkpoint: Checkpoint, file: str) -> bytes | None:
+        try:
+            return inside(checkpoint.folder, file, checkpoint.root).read_bytes()
+        except (OSError, CheckpointError):  # absent, or a link that leads out, which is not followed
+            return None
 
-    return [f for f in TOKENIZER_FILES if content(sft.folder, f) != content(other.folder, f)]
+    names = {path.name for checkpoint in (sft, other) for path in checkpoint.folder.iterdir()}
+    shared = sorted(name for name in names if TOKENIZER_FILES.fullmatch(name))
+    return [file for file in shared if content(sft, file) != content(other, file)]
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

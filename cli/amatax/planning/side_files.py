@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.checkpoints.folder import inside
 from amatax.checkpoints.header import FETCH
+from amatax.checkpoints.side_names import MODEL_FILES, TOKENIZER_FILES
 from amatax.errors import CheckpointError, Fault
 from amatax.recipes.schema import Recipe
 
 LFS = b"version https://git-lfs"
-TOKENIZER = re.compile(
-    r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt|.*\.tiktoken|.*\.spm|.*\.model|tekken\.json"
-    r"|spiece\..*|sentencepiece\..*|chat_template\.(jinja|json)|additional_chat_templates/.*\.jinja|source\.spm|target\.spm"
-)
-MODEL = re.compile(
-    r"generation_config\.json|custom_generate/.*|.*\.py"
-    r"|(pre)?processor_config\.json|(image|video|audio|feature)_.*config\.json|.*preprocessor_config\.json|LICENSE.*|NOTICE.*"
-)
 
 
 def side_files(recipe: Recipe, checkpoints: dict[str, Checkpoint]) -> tuple[dict[str, Path], list[Fault]]:
@@ -30,7 +22,7 @@ def side_files(recipe: Recipe, checkpoints: dict[str, Checkpoint]) -> tuple[dict
     output = recipe.output
     files: dict[str, Path] = {}
     faults: list[Fault] = []
-    for role, pattern in ((output.tokenizer, TOKENIZER), (output.config, MODEL)):
+    for role, pattern in ((output.tokenizer, TOKENIZER_FILES), (output.config, MODEL_FILES)):
         checkpoint = checkpoints[role]
         for name in _names(checkpoint):
             if not pattern.fullmatch(name) or name in files:

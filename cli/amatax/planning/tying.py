@@ -68,7 +68,7 @@ def resolve_tying(
     if embeddings and is_tied(config):
         notes = [f"embeddings are tied: {embeddings[0]!r} counts as the head, and `head` decides its ratio"]
         if tie_flag(config) is False:
-            notes.append("config.json says untied, but no head is on disk: `tie_word_embeddings: true` is written")
+            notes.append("config.json says untied, but no head is on disk")
         return Tying(True, notes)
     return Tying()
 

@@ -60,7 +60,9 @@ def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
         except ValidationError as error:
             faults += _schema_faults(error, origin)
         else:
-            faults += list(_value_faults(recipe, origin))
+            faults += _ratio_faults(recipe, origin)
+        faults += _reference_faults(data.get("models"), origin)
+        faults += _method_faults(data.get("merge"), origin)
         if recipe is not None and not faults:
             models = {role: _absolute(model, folder) for role, model in recipe.models.by_role().items()}
             recipe = recipe.model_copy(update={"models": schema.Models.model_validate(models)})
@@ -151,11 +153,21 @@ def _schema_faults(error: ValidationError, origin: Origin) -> list[Fault]:
         elif isinstance(item.get("input"), str | int | float | bool) or item.get("input") is None:
             message = f"{message[0].lower()}{message[1:]}, not {item.get('input')!r}"
             allowed = re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
-            hint = _nearest(str(item.get("input")), allowed)
+            hint = _meant(item.get("input")) or _nearest(str(item.get("input")), allowed)
         else:
             message = f"{message[0].lower()}{message[1:]}"
         faults[path] = Fault(message, origin.where(path), hint or SCHEMA_HINT)
     return list(faults.values())
+
+
+def _meant(value: Any) -> str:
+    """What YAML took for something else."""
+    if isinstance(value, bool):
+        return "YAML reads on, off, yes and no as true and false; a ratio is a number: 0 is SFT, 1 is RLHF"
+    try:
+        return f"YAML reads it as text: write {float(value):g}" if isinstance(value, str) else ""
+    except ValueError:
+        return ""
 
 
 def _written_path(loc: Path_, origin: Origin, *, missing: bool) -> Path_:
@@ -198,33 +210,39 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"known here: {', '.join(known)}" if known else ""
 
 
-def _value_faults(recipe: Recipe, origin: Origin) -> Iterator[Fault]:
-    """What types alone cannot say."""
-    merge = recipe.merge
-    for role, model in recipe.models.by_role().items():
-        if not is_folder(model) and (
-            model.partition("@")[0].count("/") > 1 or " " in model or model.startswith(("@", "/"))
-        ):
+def _reference_faults(models: Any, origin: Origin) -> Iterator[Fault]:
+    """Models, as written, that can be neither a folder nor on the Hub."""
+    for role, model in models.items() if isinstance(models, dict) else ():
+        if not isinstance(model, str) or role not in schema.Models.model_fields or not model or is_folder(model):
+            continue
+        if model.partition("@")[0].count("/") > 1 or " " in model or model.startswith("@"):
             yield Fault(
                 f"{model!r} is neither a folder nor a Hub id",
                 origin.where(("models", role)),
                 "a folder begins with ./, ../, / or ~; a Hub id is owner/name or owner/name@revision",
             )
-    if merge.method not in method_names():
-        hint = _nearest(merge.method, method_names())
-        yield Fault(f"there is no method {merge.method!r}", origin.where(("merge", "method")), hint)
-    else:
-        known = method_options(merge.method)
-        for key in merge.options:
-            if key not in known:
-                keys = [*(k for k in schema.Merge.model_fields), *known]
-                yield Fault("unknown key", origin.where(("merge", key)), _nearest(key, keys))
-    yield from _ratio_faults(recipe, origin)
-    if recipe.output.shard_bytes <= 0:
-        yield Fault("a shard needs at least one byte", origin.where(("output", "max_shard_size")), "5GB is usual")
+
+
+def _method_faults(merge: Any, origin: Origin) -> Iterator[Fault]:
+    """A method that is not there, or keys, as written, that are none of its options."""
+    method = merge.get("method", "average") if isinstance(merge, dict) else None
+    if not isinstance(method, str):
+        return
+    if method not in method_names():
+        yield Fault(
+            f"there is no method {method!r}", origin.where(("merge", "method")), _nearest(method, method_names())
+        )
+        return
+    known = [*schema.Merge.model_fields, *method_options(method)]
+    for key in merge:
+        if isinstance(key, str) and key not in known:
+            yield Fault("unknown key", origin.where(("merge", key)), _nearest(key, known))
 
 
 def _ratio_faults(recipe: Recipe, origin: Origin) -> Iterator[Fault]:
+    """What types alone cannot say of numbers."""
+    if recipe.output.shard_bytes <= 0:
+        yield Fault("a shard needs at least one byte", origin.where(("output", "max_shard_size")), "5GB is usual")
     written, at = recipe.merge.ratios, ("merge", "ratios")
     ratios = recipe.merge.resolved_ratios()
     if ratios is None:

@@ -129,8 +129,11 @@ class Streamer:
         before = torch.get_num_threads()
         torch.set_num_threads(1)  # the threads are ours: torch's own only wait for each other on chunks this small
         with Files() as files:
-            if not self._workers:
-                self._workers = [self._make(files, sink) for _ in range(self._threads)]
+            try:
+                while len(self._workers) < self._threads:
+                    self._workers.append(self._make(files, sink))
+            except torch.OutOfMemoryError as error:
+                raise _no_memory(error) from None
             for worker in self._workers:
                 worker.files, worker.sink = files, sink
             threads = [
@@ -152,8 +155,16 @@ class Streamer:
             finally:
                 torch.set_num_threads(before)
         if failures:
-            raise next((f for f in failures if not isinstance(f, KeyboardInterrupt)), failures[0])
+            first = next((f for f in failures if not isinstance(f, KeyboardInterrupt)), failures[0])
+            raise _no_memory(first) if isinstance(first, torch.OutOfMemoryError) else first
         return results
+
+
+def _no_memory(error: torch.OutOfMemoryError) -> AmataxError:
+    reason = str(error).partition("\n")[0]
+    return AmataxError(
+        f"the device has too little memory: {reason}", "run it with fewer --threads, or with --device cpu"
+    )
 
 
 def _order(tensor: PlannedTensor) -> tuple[int, int, str, int]:

@@ -18,8 +18,8 @@ def card(plan: Plan) -> str:
     front: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "amatax"]}
     if hub:
         front |= {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"}
-    architectures = plan.checkpoints[plan.recipe.output.config].architectures
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+    loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
+    if loaded_by == "AutoModelForCausalLM":
         front["pipeline_tag"] = "text-generation"
     ratios = plan.ratios
     rows = [f"| {b.layers.start}-{b.layers.stop - 1} | {b.attention:g} | {b.mlp:g} |" for b in plan.blocks]
@@ -49,9 +49,9 @@ def card(plan: Plan) -> str:
             ),
             "",
             "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {loaded_by}, AutoTokenizer",
             "",
-            'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_HUB_ID")',
+            f'model = {loaded_by}.from_pretrained("FOLDER_OR_HUB_ID")',
             'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_HUB_ID")',
             "```",
             "",

@@ -9,10 +9,10 @@ from amatax.errors import MissingExtraError, OutputError
 
 
 def load_and_answer(folder: str, prompt: str, *, trust_remote_code: bool = False, new_tokens: int = 64) -> str:
-    """Load a folder with transformers and answer one prompt, greedily.
+    """Load a folder with transformers, look at the logits of one prompt, and answer it, greedily.
 
     Returns:
-        The answer; a short word on the logits for models that do not generate text.
+        The answer; the output's shape for models that do not generate text.
 
     Raises:
         MissingExtraError: without transformers.
@@ -52,10 +52,14 @@ def load_and_answer(folder: str, prompt: str, *, trust_remote_code: bool = False
         inputs = tokenizer(prompt, return_tensors="pt")
     inputs = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
     with torch.inference_mode():
-        if not model.can_generate():
-            return f"(this model does not generate text; output of shape {tuple(model(**inputs)[0].shape)})"
-        if not model.config.is_encoder_decoder and not model(**inputs).logits.isfinite().all():
+        begin = {}
+        if model.config.is_encoder_decoder:
+            begin = {"decoder_input_ids": torch.tensor([[model.generation_config.decoder_start_token_id or 0]])}
+        output = model(**inputs, **begin)[0]
+        if not output.isfinite().all():
             raise OutputError(f"{folder}: the logits are not finite", "look at the inputs: do they give finite logits?")
+        if not model.can_generate():
+            return f"(this model does not generate text; output of shape {tuple(output.shape)})"
         tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
     start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     return str(tokenizer.decode(tokens[0, start:], skip_special_tokens=True)).strip()

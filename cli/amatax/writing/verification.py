@@ -23,7 +23,7 @@ class Verdict:
         compared: tensors merged again.
         different: tensors whose bytes on disk are not what the recipe gives.
         inputs: (role, tensor) whose input bytes are no longer those recorded.
-        files: side files that changed or vanished.
+        files: files beside the tensors that changed or vanished, and weights that the merge did not write.
     """
 
     compared: int = 0
@@ -52,9 +52,16 @@ def verify_folder(
         sample: so many tensors, drawn with a fixed seed; None: all.
 
     Raises:
-        OutputError: if a shard is missing or not of its recorded size.
+        OutputError: if an input's files are laid out otherwise than when they were merged, or a shard is missing.
     """
     record = read_record(folder)
+    for role, checkpoint in plan.checkpoints.items():
+        headers = {f.path.name: {"bytes": f.size, "header_sha256": f.header} for f in checkpoint.files}
+        if record.get("models", {}).get(role, {}).get("files") != headers:
+            raise OutputError(
+                f"{role} ({checkpoint.ref}) is another checkpoint than was merged: its files have other sizes or headers",
+                f"bring back the checkpoint that {folder} was merged from, or merge it again with --overwrite",
+            )
     names = list(plan.tensors)
     if sample is not None and sample < len(names):
         names = sorted(random.Random(0).sample(names, sample))
@@ -91,4 +98,6 @@ def verify_folder(
         path = folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             verdict.files.append(name)
+    weights = {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")}
+    verdict.files += sorted(weights - {shard.file for shard in plan.shards})
     return verdict
