@@ -18,6 +18,7 @@ class Hub:
     """Repositories by id: {revision: folder}. Every revision's commit is derived from its folder's name.
 
     Attributes:
+        moves: id -> {revision: folder} that it has from the first look at the repository on.
         requests: (method, path) of everything asked, in order.
         refuse: id -> (status, X-Error-Code) for repositories that answer no.
     """
@@ -25,6 +26,7 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, Path]] = {}
         self.refuse: dict[str, tuple[int, str]] = {}
+        self.moves: dict[str, dict[str, Path]] = {}
         self.requests: list[tuple[str, str]] = []
         self.url = ""
 
@@ -102,6 +104,7 @@ def running_hub() -> Iterator[Hub]:
                     "tags": [],
                 }
             self.send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            hub.repos[repo].update(hub.moves.pop(repo, {}))
 
         def file(self, repo: str, revision: str, name: str) -> None:
             if (commit := self.known(repo, revision)) is None:

@@ -81,6 +81,21 @@ def test_the_tokenizer_may_come_from_the_other_model(furnished: Path) -> None:
     assert (furnished / "out" / "tokenization_acme.py").read_bytes() == b"rlhf = 1"
 
 
+def test_progress_counts_every_byte_that_is_read(siblings: Path) -> None:
+    class Counter(api.Watcher):
+        total = read = 0
+
+        def start(self, total: int) -> None:
+            self.total = total
+
+        def advance(self, n: int) -> None:
+            self.read += n
+
+    counter = Counter()
+    result = api.merge(siblings / "recipe.yaml", siblings / "out", threads=1, watcher=counter)
+    assert counter.read == counter.total == result.plan.reads
+
+
 def test_a_true_config_is_copied_untouched(siblings: Path) -> None:
     api.merge(siblings / "recipe.yaml", siblings / "out")
     assert (siblings / "out" / "config.json").read_bytes() == (siblings / "sft" / "config.json").read_bytes()

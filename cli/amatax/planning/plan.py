@@ -54,6 +54,7 @@ class Plan:
         ratios: those.
         checkpoints: the opened inputs by role.
         model: the SFT model's anatomy (layers, stacks, the place of every tensor).
+        tied: the embedding counts as the head.
         blocks: the blocks with their layers and ratios.
         tensors: by name, in disk order.
         shards: the output's files with their headers and offsets.
@@ -69,6 +70,7 @@ class Plan:
     ratios: Ratios
     checkpoints: dict[str, Checkpoint]
     model: Anatomy
+    tied: bool
     blocks: list[PlannedBlock]
     tensors: dict[str, PlannedTensor]
     shards: list[Shard]
@@ -184,7 +186,20 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
         if faults:
             raise PlanError(faults)
     return Plan(
-        pinned, ratios, checkpoints, model, blocks, planned, shards, copied, changes, notes, identity, output, found
+        recipe=pinned,
+        ratios=ratios,
+        checkpoints=checkpoints,
+        model=model,
+        tied=tying.tied is True,
+        blocks=blocks,
+        tensors=planned,
+        shards=shards,
+        side_files=copied,
+        config_changes=changes,
+        notes=notes,
+        identity=identity,
+        output=output,
+        found=found,
     )
 
 
