@@ -12,6 +12,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "cli" / "amatax"
 STAGES = ["recipes", "checkpoints", "planning", "streaming", "writing"]
 EVERYWHERE = {"errors", "methods"}
+FITTING = EVERYWHERE | {
+    "recipes",
+    "checkpoints",
+    "planning",
+    "streaming",
+    "fitting",
+}  # Recipe -> Recipe: it writes no model
 
 
 def imported_stages(path: Path) -> set[str]:
@@ -34,6 +41,11 @@ def test_a_stage_imports_only_from_those_before_it(stage: str) -> None:
         assert imported_stages(path) <= allowed, path
 
 
+def test_fitting_writes_no_model() -> None:
+    for path in (PACKAGE / "fitting").rglob("*.py"):
+        assert imported_stages(path) <= FITTING, path
+
+
 def test_only_the_api_sees_every_stage() -> None:
     for path in (PACKAGE / "methods").rglob("*.py"):
         assert imported_stages(path) <= {"methods"}, path
@@ -42,7 +54,7 @@ def test_only_the_api_sees_every_stage() -> None:
 
 def test_every_folder_is_known() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert folders == {*STAGES, "methods", "commands"}
+    assert folders == {*STAGES, "fitting", "methods", "commands"}
 
 
 @pytest.mark.parametrize(
@@ -50,6 +62,7 @@ def test_every_folder_is_known() -> None:
     [
         (["--help"], {"torch", "transformers", "numpy", "pydantic", "huggingface_hub"}),
         (["merge", "--help"], {"torch", "transformers"}),
+        (["distill", "--help"], {"torch", "transformers"}),
         (["check", "RECIPE"], {"torch", "transformers", "huggingface_hub"}),
         (["merge", "RECIPE", "out", "--dry-run"], {"torch", "transformers", "huggingface_hub"}),
         (["inspect", "sft"], {"torch", "transformers"}),

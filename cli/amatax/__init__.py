@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from amatax.api import merge, plan
+    from amatax.api import fit_ratios, merge, plan
     from amatax.errors import AmataxError
     from amatax.planning.plan import Plan
     from amatax.recipes.loading import load_recipe
@@ -20,12 +20,13 @@ _HOMES = {
     "load_recipe": "amatax.recipes.loading",
     "plan": "amatax.api",
     "merge": "amatax.api",
+    "fit_ratios": "amatax.api",
     "Recipe": "amatax.recipes.schema",
     "Plan": "amatax.planning.plan",
     "AmataxError": "amatax.errors",
 }
 
-__all__ = ["AmataxError", "Plan", "Recipe", "__version__", "load_recipe", "merge", "plan"]
+__all__ = ["AmataxError", "Plan", "Recipe", "__version__", "fit_ratios", "load_recipe", "merge", "plan"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ AmataxError                 one message, one next step; the command line exits w
 ├── HubError                the Hub said no, or could not be reached
 ├── InputChangedError       an input changed under a merge, or since one
 ├── NonFiniteError          NaN or infinity in an input, or a value that overflows the output dtype
+├── DataError               prompts, responses or rewards that cannot be used, with their lines
 ├── OutputError             the output folder cannot be written, is taken, or is not what was recorded
 └── MissingExtraError       an optional library is not installed
 """
@@ -75,6 +76,10 @@ class InputChangedError(AmataxError):
 
 class NonFiniteError(AmataxError):
     """NaN or infinity where a number is needed."""
+
+
+class DataError(AmataxError):
+    """Prompts, responses or rewards cannot be used."""
 
 
 class OutputError(AmataxError):

@@ -11,10 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from amatax import __version__
-from amatax.commands import check, inspect, merge, methods, recipes, schema, verify
+from amatax.commands import check, distill, fit_ratios, inspect, merge, methods, recipes, schema, verify
 from amatax.errors import AmataxError, FaultsError
 
 USER_FAULT, OUR_FAULT, INTERRUPTED = 2, 1, 130
+CONTINUED = ("merge", "distill", "fit-ratios")  # commands that go on where they stopped
 
 
 class _Group(TyperGroup):
@@ -29,7 +30,7 @@ class _Group(TyperGroup):
             print_error(error)
             raise typer.Exit(USER_FAULT) from None
         except KeyboardInterrupt:
-            after = ": the same command continues where it stopped" if ctx.invoked_subcommand == "merge" else ""
+            after = ": the same command continues where it stopped" if ctx.invoked_subcommand in CONTINUED else ""
             print(f"\ninterrupted{after}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
@@ -90,5 +91,5 @@ def _main(
     pass
 
 
-for command in (merge, inspect, verify, check, recipes, schema, methods):
-    app.command(name=command.__name__.rpartition(".")[2])(command.run)
+for command in (merge, distill, fit_ratios, inspect, verify, check, recipes, schema, methods):
+    app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(command.run)

@@ -1,4 +1,4 @@
-"""A progress bar on stderr once a job has taken a second: bytes, rate, time left. Plain lines where there is no terminal."""
+"""A progress bar on stderr once a job has taken a second: bytes or samples, rate, time left. Plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ LINE_EVERY = 15.0  # seconds, where there is no terminal
 
 
 class ProgressWatcher(Watcher):
-    """Shows bytes read; `with` it, so that the terminal is left tidy."""
+    """Shows what has been done; `with` it, so that the terminal is left tidy.
 
-    def __init__(self, label: str, *, quiet: bool = False) -> None:
-        self.label, self.quiet = label, quiet
+    Args:
+        label: what goes on.
+        quiet: show nothing.
+        unit: what is counted; bytes by default.
+    """
+
+    def __init__(self, label: str, *, quiet: bool = False, unit: str = "") -> None:
+        self.label, self.quiet, self.unit = label, quiet, unit
         self.total = self.read = 0
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
@@ -56,8 +62,10 @@ class ProgressWatcher(Watcher):
             self._last_line = now
             rate = self.read / (now - self._started)
             left = (self.total - self.read) / rate if rate else 0
-            done = f"{human_bytes(self.read)} of {human_bytes(self.total)}"
-            self.say(f"{self.label}: {done}, {human_bytes(rate)}/s, {left:.0f} s left")
+            done, speed = f"{human_bytes(self.read)} of {human_bytes(self.total)}", human_bytes(rate)
+            if self.unit:
+                done, speed = f"{self.read} of {self.total} {self.unit}", f"{rate:.3g}"
+            self.say(f"{self.label}: {done}, {speed}/s, {left:.0f} s left")
 
     def _draw(self) -> None:
         if self._bar is None:
@@ -67,8 +75,11 @@ class ProgressWatcher(Watcher):
             self._bar = progress.Progress(
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(),
-                progress.DownloadColumn(),
-                progress.TransferSpeedColumn(),
+                *(
+                    (progress.MofNCompleteColumn(), progress.TextColumn("{task.speed:.3g}/s"))
+                    if self.unit
+                    else (progress.DownloadColumn(), progress.TransferSpeedColumn())
+                ),
                 progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,

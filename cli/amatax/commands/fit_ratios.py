@@ -1,0 +1,159 @@
+"""amatax fit-ratios"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from amatax.commands.text import bar, columns
+
+if TYPE_CHECKING:
+    from amatax.fitting.fit import Part
+    from amatax.fitting.job import Fitted
+
+WORDS = {
+    "better": "better than {} on prompts that were not fitted",
+    "worse": "worse than {} on prompts that were not fitted: use that",
+    "indistinguishable": "indistinguishable from {} on prompts that were not fitted",
+    "not tested": "not tested: no part of the data was held out",
+}
+
+
+def run(
+    recipe: str = typer.Argument(help="A recipe file, or the name of a ready recipe (`amatax recipes`)."),
+    output: str = typer.Option(..., "--output", "-o", help="The recipe to write.", show_default=False),
+    data: str = typer.Option(
+        "", help="JSONL of prompts and responses of the RLHF model (`amatax distill`).", show_default=False
+    ),
+    alpha: list[float] = typer.Option(
+        [], help="The mean share of RLHF that is held; several give a recipe each. Default: 0.4.", show_default=False
+    ),
+    keep: str = typer.Option(
+        "", help="JSONL of prompts with SFT's answers that must stay: a tax-aware fit.", show_default=False
+    ),
+    max_kl: list[float] = typer.Option(
+        [], help="With --keep: the most KL(SFT || merged), nats per token; several trace it.", show_default=False
+    ),
+    keep_weight: float = typer.Option(
+        0.0, help="With --keep: or add the KL, times this, to the NLL.", show_default=False
+    ),
+    blocks: int = typer.Option(0, help="How many blocks; default: the recipe's, or 3.", min=0, show_default=False),
+    groups: str = typer.Option("", help="`attention,mlp` gives each of them its own ratios.", show_default=False),
+    free_head: bool = typer.Option(False, "--free-head", help="Fit the head's ratio too, outside the mean."),
+    weigh_by_layers: bool = typer.Option(False, "--weigh-by-layers", help="Blocks count by layers in the mean."),
+    holdout: str = typer.Option(
+        "", help="The share of the prompts that is never fitted, or a JSONL file. Default: 0.2.", show_default=False
+    ),
+    max_length: int = typer.Option(2048, help="Tokens of a sample; longer ones are cut.", min=2),
+    max_bad: float = typer.Option(0.0, help="The share of bad lines that are skipped.", min=0.0, max=1.0),
+    raw: bool = typer.Option(False, "--raw", help="Take prompts and responses as they are, without the chat template."),
+    seed: int = typer.Option(0, help="Of the held-out part, the first look and the bootstrap."),
+    device: str = typer.Option("auto", help="Where to compute: cpu, cuda, cuda:N, or auto."),
+    compute: str = typer.Option(
+        "", help="float32 or bfloat16; default: float32 on a CPU, the checkpoint's on a GPU.", show_default=False
+    ),
+    batch_tokens: int = typer.Option(4096, help="Tokens of a batch.", min=1),
+    checkpointing: bool = typer.Option(False, "--checkpointing", help="Less memory, a third more time."),
+    picture: str = typer.Option("", help="Also draw the fit: a PNG file.", show_default=False),
+    trust_remote_code: bool = typer.Option(
+        False, "--trust-remote-code", help="Let transformers run the checkpoint's own code."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the recipe at -o."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
+) -> None:
+    """Find the blocks' ratios by maximum likelihood on responses of the RLHF model (AMA); a rerun continues."""
+    from amatax import api
+    from amatax.commands.progress import ProgressWatcher
+    from amatax.recipes.gallery import find_recipe
+
+    if groups not in ("", "attention,mlp"):
+        raise typer.BadParameter("there is `attention,mlp`", param_hint="--groups")
+    if compute not in ("", "float32", "bfloat16", "float16", "float64"):
+        raise typer.BadParameter("there is float32 and bfloat16", param_hint="--compute")
+    with ProgressWatcher("fitting", quiet=quiet or as_json, unit="samples") as watcher:
+        result = api.fit_ratios(
+            find_recipe(recipe),
+            output,
+            data=data or None,
+            alpha=alpha,
+            keep=keep or None,
+            max_kl=max_kl,
+            keep_weight=keep_weight or None,
+            blocks=blocks or None,
+            groups=bool(groups),
+            free_head=free_head,
+            weigh_by_layers=weigh_by_layers,
+            holdout=_share(holdout),
+            max_length=max_length,
+            most_bad=max_bad,
+            raw=raw,
+            seed=seed,
+            device=device,
+            compute=compute or None,
+            batch_tokens=batch_tokens,
+            checkpointing=checkpointing,
+            picture=picture or None,
+            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
+            watcher=watcher,
+        )
+    if as_json:
+        from amatax.fitting.job import fit_json
+
+        print(json.dumps({"fits": [fit_json(f) for f in result.fits], "notes": result.notes}, indent=2))
+    elif not quiet:
+        for fitted in result.fits:
+            print("\n".join(report_lines(fitted)))
+        for note in result.notes:
+            print(f"note: {note}")
+
+
+def _share(holdout: str) -> float | Path | None:
+    try:
+        return float(holdout) if holdout else None
+    except ValueError:
+        return Path(holdout)
+
+
+def report_lines(fitted: Fitted) -> list[str]:
+    """A fit for people."""
+    found = fitted.fit
+    rows = []
+    for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
+        if interval is not None:
+            sure = f"{interval.low:.3f} to {interval.high:.3f}"
+        else:
+            sure = "at the bound" if value in (0.0, 1.0) else ""
+        rows.append([name, f"{value:.4f}", bar(value), sure])
+    sure = "" if found.tradeoff else ", 95 % interval"
+    kept = f", KL(SFT || merged) at most {found.bound:g}" if found.bound is not None else ""
+    lines = [f"fitted at mean {found.alpha:g}{kept} (share of RLHF{sure}):"]
+    lines += [f"  {line}" for line in columns(rows, right=(1,))]
+    table = [["NLL, nats per response token", "sft", "rlhf", "uniform", "fitted", "fitted - uniform (95 %)"]]
+    table.append(_part_row("fitted part", found.fitted))
+    if found.held_out is not None:
+        table.append(_part_row("held out", found.held_out))
+    against = "uniform" if found.bound is None else "the uniform average that just keeps to the bound"
+    lines += ["", *columns(table, right=(1, 2, 3, 4)), "", f"verdict: {WORDS[found.verdict].format(against)}"]
+    if found.tradeoff:
+        rows = [["", "alpha", "NLL on the RLHF data", "KL(SFT || merged)"]]
+        rows += [[t.name, f"{t.alpha:.4g}", f"{t.nll:.4f}", f"{t.kl:.4f}"] for t in found.tradeoff]
+        lines += ["", *columns(rows, right=(1, 2, 3))]
+    if found.optima > 1:
+        lines.append(f"note: {found.optima} distinct optima were seen; this is the best of them")
+    lines += [f"note: {note}" for note in found.notes]
+    return [*lines, f"recipe: {fitted.recipe}", f"next:   amatax merge {fitted.recipe} OUTPUT"]
+
+
+def _part_row(name: str, part: Part) -> list[str]:
+    numbers = [f"{value:.4f}" for value in (part.sft, part.rlhf, part.uniform, part.fitted)]
+    gain = part.gain
+    return [
+        f"{name} ({part.samples} samples, {part.tokens} tokens)",
+        *numbers,
+        f"{gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})",
+    ]

@@ -1,0 +1,117 @@
+"""How sure a fit is: a paired bootstrap over prompts for two sets of ratios, and an interval for every ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from amatax.fitting.likelihood import Measured
+
+DRAWS = 4000
+LEVEL = 0.95
+NORMAL = 1.959963984540054  # the normal quantile of LEVEL
+STEP = 0.01  # of the central differences
+AT_BOUND = 1e-6
+
+
+class Interval(NamedTuple):
+    """A number with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(one: Measured, other: Measured, prompts: Sequence[str], seed: int) -> Interval:
+    """NLL of one minus NLL of the other, nats per token; percentiles over prompts drawn with replacement.
+
+    Args:
+        one, other: of the same samples.
+        prompts: of each sample; responses to one prompt are drawn together.
+        seed: of the draws.
+    """
+    group = _groups(prompts)
+    difference = np.bincount(group, (one.sums - other.sums).numpy())
+    tokens = np.bincount(group, one.tokens.numpy())
+    count = len(tokens)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
+    draws = (drawn @ difference) / (drawn @ tokens)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(difference.sum() / tokens.sum()), float(low), float(high))
+
+
+def ratio_intervals(
+    measure: Callable[[list[float]], Measured],
+    values: Sequence[float],
+    shares: Sequence[float],
+    prompts: Sequence[str],
+    *,
+    held: bool,
+) -> list[Interval | None]:
+    """Sandwich intervals H^-1 J H^-1 along the directions in which the fit could move, clipped to 0..1.
+
+    H is the curvature of the summed NLL and J the spread of the prompts' scores, both by central differences: two passes with
+    gradients for each direction.
+
+    Args:
+        measure: a pass with gradients over the fitted samples at given values.
+        values: the optimum.
+        shares: each unknown's share in the mean.
+        prompts: of each sample.
+        held: the mean is held, so the ratios move against each other.
+
+    Returns:
+        An interval for each unknown; None at a bound, and everywhere if the likelihood is not curved upwards there.
+    """
+    free = [i for i, v in enumerate(values) if AT_BOUND < v < 1 - AT_BOUND]
+    basis = _directions(len(values), free, np.array(shares, dtype=float) if held else None)
+    if not basis.shape[1]:
+        return [None] * len(values)
+    group = _groups(prompts)
+    scores, curvature = [], []
+    for direction in basis.T:
+        up, down = (measure([float(v) for v in np.array(values) + sign * STEP * direction]) for sign in (1, -1))
+        assert up.gradient is not None
+        assert down.gradient is not None
+        scores.append(np.bincount(group, (up.sums - down.sums).numpy()) / (2 * STEP))
+        bend = (up.gradient - down.gradient).numpy() * float(up.tokens.sum()) / (2 * STEP)
+        curvature.append(basis.T @ bend)
+    spread = np.stack(scores, 1)
+    spread = spread - spread.mean(0)
+    hessian = np.array(curvature)
+    hessian = (hessian + hessian.T) / 2
+    if np.linalg.eigvalsh(hessian).min() <= 0:
+        return [None] * len(values)
+    inverse = np.linalg.inv(hessian)
+    covariance = basis @ inverse @ (spread.T @ spread) @ inverse @ basis.T
+    result: list[Interval | None] = []
+    for i, value in enumerate(values):
+        reach = NORMAL * float(np.sqrt(max(covariance[i, i], 0.0)))
+        inside = i in free
+        result.append(Interval(value, max(0.0, value - reach), min(1.0, value + reach)) if inside else None)
+    return result
+
+
+def verdict(interval: Interval) -> str:
+    """Fitted against uniform on samples that were never fitted: better, worse, or indistinguishable."""
+    if interval.high < 0:
+        return "better"
+    return "worse" if interval.low > 0 else "indistinguishable"
+
+
+def _groups(prompts: Sequence[str]) -> np.ndarray:
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(prompt, len(number)) for prompt in prompts])
+
+
+def _directions(count: int, free: list[int], shares: np.ndarray | None) -> np.ndarray:
+    """Orthonormal directions (unknowns, directions) among the free unknowns, along the plane of the mean."""
+    inner = np.eye(count)[:, free]
+    if shares is None or not free or not shares[free].any():
+        return inner
+    normal = torch.tensor(shares[free] / np.linalg.norm(shares[free]))
+    plane = torch.linalg.svd(normal[None, :]).Vh[1:].T.numpy()
+    return inner @ plane

@@ -1,0 +1,150 @@
+"""A recipe's text with numbers filled in: the rest, comments included, stays as it was written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from amatax.recipes.loading import dump_recipe, parse_recipe
+from amatax.recipes.schema import Block, Ratios, Recipe, is_folder
+
+Edit = tuple[int, int, str]  # (first character, last + 1, what stands there instead)
+
+
+def fill_in(
+    text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], source: Path | None, target: Path
+) -> str:
+    """The recipe's text with `merge.ratios` set and `record.fit` added.
+
+    Args:
+        text: as it was written; empty if the recipe came from Python.
+        recipe: what the text says, its folders absolute.
+        ratios: what was fitted.
+        record: how.
+        source: the file the text stands in.
+        target: the file it will stand in; model folders and data files are made relative to that.
+
+    Returns:
+        Text that parses to the recipe with these ratios.
+    """
+    wanted = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"ratios": ratios})})
+    filled = _edit(text, recipe, ratios, record, source, target) if text else ""
+    if filled:
+        parsed = parse_recipe(filled, str(target), target.resolve().parent)
+        if (parsed.models, parsed.merge.resolved_ratios()) == (wanted.models, ratios):
+            return filled
+    # unusual text (anchors, several documents): written anew, without its comments
+    return dump_recipe(wanted.model_copy(update={"record": {**recipe.record, "fit": record}}))
+
+
+def _edit(text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], source: Path | None, target: Path) -> str:
+    root = yaml.compose(text, yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode) or root.flow_style:
+        return ""
+    edits: list[Edit] = []
+    merge = _value(root, "merge")
+    if merge is None:
+        text = f"{text.rstrip()}\n\nmerge:\n  ratios: {_long(ratios)}\n"
+    elif not isinstance(merge[1], yaml.MappingNode):
+        edits.append(_replace(merge, f"{{ratios: {_long(ratios)}}}"))
+    elif (written := _value(merge[1], "ratios")) is None:
+        edits.append(_insert_first(merge[1], f"ratios: {_long(ratios)}"))
+    elif isinstance(written[1], yaml.MappingNode):
+        for key, value in _changed(recipe.merge.resolved_ratios(), ratios).items():
+            found = _value(written[1], key)
+            edits.append(_replace(found, value) if found else _insert_first(written[1], f"{key}: {value}"))
+    else:
+        edits.append(_replace(written, _long(ratios)))
+    if source is not None and source.resolve().parent != target.resolve().parent:
+        edits += _moved_paths(root, source, target)
+    if (old := _value(root, "record")) is not None:
+        edits.append(_replace(old, json.dumps({**recipe.record, "fit": record})))
+    for begin, end, new in sorted(edits, reverse=True):
+        text = text[:begin] + new + text[end:]
+    if old is None:
+        lines = yaml.safe_dump({"record": {"fit": record}}, sort_keys=False, width=120, allow_unicode=True)
+        text = f"{text.rstrip()}\n\n{lines}"
+    return text
+
+
+def _value(node: yaml.MappingNode, key: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """(key, value) of a mapping."""
+    return next(((k, v) for k, v in node.value if isinstance(k, yaml.ScalarNode) and k.value == key), None)
+
+
+def _replace(item: tuple[yaml.Node, yaml.Node], new: str) -> Edit:
+    return item[0].end_mark.index, _end(item[1]), f": {new}"
+
+
+def _insert_first(mapping: yaml.MappingNode, new: str) -> Edit:
+    """Before the mapping's first key."""
+    if mapping.flow_style or not mapping.value:
+        at = mapping.start_mark.index + 1
+        return at, at, f"{new}, " if mapping.value else new
+    first = mapping.value[0][0].start_mark
+    return first.index, first.index, f"{new}\n{' ' * first.column}"
+
+
+def _end(node: yaml.Node) -> int:
+    """Where a value's text ends; a block's own end mark lies behind the comments that follow it."""
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:
+        return int(node.end_mark.index)
+    last = node.value[-1]
+    return _end(last[1] if isinstance(node, yaml.MappingNode) else last)
+
+
+def _moved_paths(root: yaml.MappingNode, source: Path, target: Path) -> list[Edit]:
+    """Folders and data files that are relative to the recipe, as they read from the new place."""
+    edits = []
+    models, fit = _value(root, "models"), _value(root, "fit")
+    found = [(v, True) for _, v in models[1].value] if models and isinstance(models[1], yaml.MappingNode) else []
+    if fit and isinstance(fit[1], yaml.MappingNode):
+        found += [(item[1], False) for key in ("data", "prompts", "holdout") if (item := _value(fit[1], key))]
+    for node, is_model in found:
+        path = str(node.value)
+        if not isinstance(node, yaml.ScalarNode) or path.startswith(("/", "~")) or (is_model and not is_folder(path)):
+            continue
+        if node.tag != "tag:yaml.org,2002:str":
+            continue  # a holdout share
+        moved = os.path.relpath(source.resolve().parent / path, target.resolve().parent)
+        if moved.count("../") > 3:
+            moved = str((source.resolve().parent / path).resolve())
+        elif is_model and not moved.startswith("."):
+            moved = f"./{moved}"
+        edits.append((node.start_mark.index, node.end_mark.index, json.dumps(moved, ensure_ascii=False)))
+    return edits
+
+
+def _changed(before: Ratios | None, after: Ratios) -> dict[str, str]:
+    """The keys of a long form that a fit sets, as YAML."""
+    changed = {"blocks": _blocks(after)}
+    if before is None or before.head != after.head:
+        changed["head"] = after.head if isinstance(after.head, str) else _number(after.head)
+    return changed
+
+
+def _blocks(ratios: Ratios) -> str:
+    parts = []
+    for block in ratios.blocks:
+        if isinstance(block, Block):
+            ratios_of = {k: v for k in ("ratio", "attention", "mlp") if (v := getattr(block, k)) is not None}
+            shown = [f"layers: {block.layers}", *(f"{key}: {_number(value)}" for key, value in ratios_of.items())]
+            parts.append(f"{{{', '.join(shown)}}}")
+        else:
+            parts.append(_number(block))
+    return f"[{', '.join(parts)}]"
+
+
+def _number(value: float) -> str:
+    """Without an exponent, which YAML takes for text if it has no dot."""
+    return repr(value) if "e" not in repr(value) else f"{value:.12f}"
+
+
+def _long(ratios: Ratios) -> str:
+    """A bare list, unless a free head has to be said."""
+    head = ratios.head
+    return _blocks(ratios) if isinstance(head, str) else f"{{blocks: {_blocks(ratios)}, head: {_number(head)}}}"

@@ -1,0 +1,148 @@
+"""-log p of responses under a merged model, or its divergence from SFT there, with gradients; over one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from amatax.errors import NonFiniteError
+from amatax.fitting.merged_model import MergedModel
+from amatax.fitting.samples import Sample
+
+BATCH_TOKENS = 4096  # of a batch, padding included
+IGNORED = -100  # where nothing is predicted
+BATCH_LOGITS = 1 << 27  # numbers: tokens x vocabulary
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass over samples found.
+
+    Attributes:
+        sums: -log p (or the divergence) over each sample's response, in nats; float64 (samples,).
+        tokens: response tokens of each sample; float64 (samples,).
+        gradient: of `mean` in the unknowns, float64 (unknowns,); None if it was not asked for.
+    """
+
+    sums: torch.Tensor
+    tokens: torch.Tensor
+    gradient: torch.Tensor | None
+
+    @property
+    def mean(self) -> float:
+        """Nats per response token: sum over samples / number of response tokens (the data files' definition)."""
+        return float(self.sums.sum() / self.tokens.sum())
+
+
+def measure(
+    merged: MergedModel,
+    samples: Sequence[Sample],
+    ratios: torch.Tensor | None = None,
+    *,
+    gradient: bool = False,
+    divergence: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Measured:
+    """Run samples through the model. Under torch.distributed each rank takes its share, and all get the whole result.
+
+    Args:
+        merged: at its `variables`.
+        samples: what is measured.
+        ratios: float64 (groups,): fixed ratios instead of the variables'.
+        gradient: also differentiate in the variables.
+        divergence: KL(SFT || merged) with teacher forcing instead of -log p.
+        batch_tokens: tokens of a batch; what comes out does not hang on it but by rounding.
+        advance: told the samples that are done.
+
+    Raises:
+        NonFiniteError: if a likelihood is no number.
+    """
+    rank, world = _rank()
+    sums = torch.zeros(len(samples), dtype=torch.float64)
+    tokens = torch.tensor([len(s.ids) - s.start for s in samples], dtype=torch.float64)
+    merged.variables.grad = None
+    mine = range(rank, len(samples), world)
+    device = next(merged.model.parameters()).device
+    for batch in batches(samples, mine, batch_tokens, _vocabulary(merged.model)):
+        ids, mask, targets = pad([samples[i] for i in batch], device)
+        before = None
+        if divergence:
+            with torch.no_grad(), merged.merging(merged.everywhere(0)):
+                before = response_logs(merged.model, ids, mask, targets)
+        with torch.set_grad_enabled(gradient), merged.merging(ratios):
+            logs = response_logs(merged.model, ids, mask, targets)
+            wanted = targets != IGNORED
+            if before is None:
+                losses = -logs.gather(1, targets[wanted][:, None])[:, 0]
+            else:
+                losses = F.kl_div(logs, before, reduction="none", log_target=True).sum(1)
+            if gradient:
+                losses.sum().backward()
+        rows = wanted.nonzero()[:, 0]
+        found = torch.zeros(len(batch), dtype=losses.dtype, device=device).index_add(0, rows, losses.detach())
+        sums[batch] = found.to("cpu", torch.float64)
+        advance(len(batch))
+    slope = merged.variables.grad if merged.variables.grad is not None else torch.zeros_like(merged.variables)
+    if world > 1:
+        torch.distributed.all_reduce(sums)
+        torch.distributed.all_reduce(slope)
+    if not sums.isfinite().all():
+        bad = int((~sums.isfinite()).nonzero()[0])
+        raise NonFiniteError(
+            f"the likelihood of sample {bad + 1} is {float(sums[bad])}",
+            "do SFT and RLHF give finite logits there? `--compute float32` has more range than float16",
+        )
+    return Measured(sums, tokens, slope / tokens.sum() if gradient else None)
+
+
+def response_logs(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log p of every word of the vocabulary where a response's token is next; float32 or wider (response tokens, vocabulary).
+
+    Args:
+        ids: int64 (rows, length), padded on the right.
+        mask: int64 (rows, length), 0 at the padding.
+        targets: int64 (rows, length): the next token where it is a response's, else IGNORED.
+    """
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[targets != IGNORED]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(ids, mask, targets), int64 (rows, longest)."""
+    longest = max(len(sample.ids) for sample in samples)
+    ids = torch.zeros((len(samples), longest), dtype=torch.int64)
+    targets = torch.full((len(samples), longest), IGNORED, dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
+        targets[row, sample.start - 1 : len(sample.ids) - 1] = torch.tensor(sample.ids[sample.start :])
+    mask = torch.tensor([[int(i < len(s.ids)) for i in range(longest)] for s in samples])
+    return ids.to(device), mask.to(device), targets.to(device)
+
+
+def batches(samples: Sequence[Sample], indices: Sequence[int], tokens: int, vocabulary: int) -> Iterator[list[int]]:
+    """Samples of like length together; at least one in a batch."""
+    most = min(tokens, max(1, BATCH_LOGITS // vocabulary))
+    batch: list[int] = []
+    for i in sorted(indices, key=lambda i: (-len(samples[i].ids), i)):
+        if batch and (len(batch) + 1) * len(samples[batch[0]].ids) > most:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _vocabulary(model: torch.nn.Module) -> int:
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    return int(getattr(text, "vocab_size", 1) or 1)
+
+
+def _rank() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,71 @@
+"""Every pass of a fit, written down as it ends: the same fit, started again, takes them from here and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amatax.fitting.likelihood import Measured
+
+
+class Passes:
+    """Passes by what was measured.
+
+    Args:
+        path: the file; None keeps nothing.
+        head: everything that the passes depend on; a journal with another head is begun anew.
+    """
+
+    def __init__(self, path: Path | None, head: dict[str, Any]) -> None:
+        self.path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        if path is None:
+            return
+        lines = _lines(path)
+        if lines and lines[0] == head:
+            self._known = {line["key"]: line for line in lines[1:]}
+        fresh = path.with_name(path.name + ".new")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in (head, *self._known.values()))
+        fresh.replace(path)
+
+    @property
+    def known(self) -> int:
+        """How many passes were written down."""
+        return len(self._known)
+
+    def measured(self, what: str, values: list[float], gradient: bool, measure: Callable[[], Measured]) -> Measured:
+        """A pass from the journal, or made now and written down."""
+        key = f"{what} {'gradient ' if gradient else ''}{' '.join(map(repr, values))}"
+        if (line := self._known.get(key)) is not None:
+            slope = None if line["gradient"] is None else torch.tensor(line["gradient"], dtype=torch.float64)
+            sums, tokens = (torch.tensor(line[k], dtype=torch.float64) for k in ("sums", "tokens"))
+            return Measured(sums, tokens, slope)
+        found = measure()
+        slope_list = None if found.gradient is None else found.gradient.tolist()
+        line = {"key": key, "sums": found.sums.tolist(), "tokens": found.tokens.tolist(), "gradient": slope_list}
+        self._known[key] = line
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        return found
+
+    def remove(self) -> None:
+        """The fit is written: its passes are needed no more."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first that a crash cut off."""
+    found: list[dict[str, Any]] = []
+    try:
+        for text in path.read_text(encoding="utf-8").splitlines():
+            found.append(json.loads(text))
+    except (OSError, ValueError):
+        pass
+    return found

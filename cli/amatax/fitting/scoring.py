@@ -1,0 +1,139 @@
+"""Rewards by a sequence-classification model, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+
+from amatax.checkpoints.checkpoint import Checkpoint
+from amatax.errors import CheckpointError, DataError
+from amatax.fitting.generation import memory_hint, out_of_memory
+from amatax.fitting.rewards import Pair
+from amatax.fitting.tokens import first_line, open_tokenizer
+from amatax.streaming.stream import pick_device
+
+
+def open_reward_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
+    """The reward model's tokenizer, after a look at all of the model but its weights.
+
+    Raises:
+        CheckpointError: with several labels, without a template, or without a tokenizer.
+    """
+    tokenizer = open_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    if not tokenizer.chat_template:
+        raise CheckpointError(
+            f"{checkpoint.ref}: the reward model's tokenizer has no chat template",
+            "put a chat_template.jinja in its folder: it says how a conversation is read",
+        )
+    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
+    if config.num_labels != 1:
+        raise CheckpointError(
+            f"{checkpoint.ref}: {config.num_labels} labels, and a reward is one number",
+            "name a sequence-classification model with one label",
+        )
+    return tokenizer
+
+
+def score_batches(
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int,
+    device: str,
+    trust_remote_code: bool,
+    notes: list[str],
+) -> Iterator[dict[int, float]]:
+    """Load the model and score conversation by conversation, right-padded.
+
+    Raises:
+        CheckpointError: if the model cannot be loaded, or its head is missing.
+        DataError: if the template refuses a conversation, or a reward is not finite.
+        AmataxError: out of memory.
+    """
+    where = pick_device(device)
+    tokenizer = open_reward_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    with memory_hint(batch_size, where):
+        model = _load(checkpoint, where, trust_remote_code)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longer = 0
+    for i in range(0, len(pairs), batch_size):
+        batch = pairs[i : i + batch_size]
+        rows = [_ids(tokenizer, record.messages, response, record.line) for _, record, response in batch]
+        if limit:
+            longer += sum(len(row) > limit for row in rows)
+            rows = [row[-limit:] for row in rows]  # the answer stands at the end
+        logits = _logits(model, tokenizer, rows, where)
+        for reward, (_, record, _) in zip(logits, batch, strict=True):
+            if not torch.isfinite(torch.tensor(reward)):
+                raise DataError(
+                    f"{checkpoint.ref} gives {reward} for the response to line {record.line}",
+                    "look at the reward model: a reward is a finite number",
+                )
+        yield {item: reward for (item, _, _), reward in zip(batch, logits, strict=True)}
+    if longer:
+        notes.append(f"{longer} conversations are longer than the reward model's {limit} positions: it read their ends")
+
+
+def _load(checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool) -> Any:
+    try:
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            checkpoint.folder, dtype="auto", output_loading_info=True, trust_remote_code=trust_remote_code
+        )
+        model = model.to(device).eval()
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{checkpoint.ref}: transformers cannot load it: {first_line(error)}",
+            "name a sequence-classification model with one label",
+        ) from error
+    if info.get("missing_keys"):
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(
+            f"{checkpoint.ref}: {len(missing)} weights are missing, first {missing[0]!r}",
+            "this is no reward model: transformers would fill the head with random numbers",
+        )
+    return model
+
+
+def _ids(tokenizer: Any, messages: list[dict[str, str]], response: str, line: int) -> list[int]:
+    conversation = [*messages, {"role": "assistant", "content": response}]
+    try:
+        ids = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
+    except Exception as error:
+        raise DataError(
+            f"line {line}: the reward model's chat template refuses this conversation: {first_line(error)}",
+            "change the conversation, or score with a function (--reward FILE.py:function)",
+        ) from error
+    return list(ids)
+
+
+def _logits(model: Any, tokenizer: Any, rows: list[list[int]], device: torch.device) -> list[float]:
+    """One number for each row."""
+    config = model.config.get_text_config()
+    if config.pad_token_id is not None:
+        pad = config.pad_token_id
+    else:  # decoders read the last token that is not the pad token: one that stands in no row moves nothing
+        used = {token for row in rows for token in row}
+        pad = next((token for token in range(len(tokenizer)) if token not in used), 0)
+    longest = max(map(len, rows))
+    with memory_hint(len(rows), device), torch.inference_mode(), _padding(config, pad):
+        output = model(
+            input_ids=torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device),
+            attention_mask=torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device),
+        )
+    return [float(number) for number in output.logits[:, 0].float().tolist()]
+
+
+@contextmanager
+def _padding(config: Any, pad: int) -> Iterator[None]:
+    """The config's pad token, for one batch."""
+    own, config.pad_token_id = config.pad_token_id, pad
+    try:
+        yield
+    finally:
+        config.pad_token_id = own

@@ -1,0 +1,36 @@
+"""Responses of the family's RLHF model, sampled once for all tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+FAMILY = Path(__file__).resolve().parents[2] / "merge_recipes" / "family"
+
+
+@pytest.fixture(scope="session")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 prompts with a sampled response each."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(FAMILY / "rlhf", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(FAMILY / "rlhf")
+    lines = (FAMILY / "data" / "rlhf_prompts.jsonl").read_text().splitlines()[:24]
+    prompts = [json.loads(line)["prompt"] for line in lines]
+    chats = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": p}], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        for p in prompts
+    ]
+    batch = tokenizer.pad({"input_ids": chats}, padding_side="left", return_tensors="pt")
+    out = model.generate(**batch, max_new_tokens=40, do_sample=True, pad_token_id=tokenizer.pad_token_id)
+    texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    path = tmp_path_factory.mktemp("distilled") / "D.jsonl"
+    rows = [{"prompt": p, "response": t} for p, t in zip(prompts, texts, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
