@@ -137,7 +137,7 @@ def report_lines(fitted: Fitted) -> list[str]:
     table.append(_part_row("fitted part", found.fitted))
     if found.held_out is not None:
         table.append(_part_row("held out", found.held_out))
-    against = "uniform" if found.bound is None else "the uniform average that just keeps to the bound"
+    against = "uniform" if not found.found_alpha else "the uniform average that just keeps to the bound"
     lines += ["", *columns(table, right=(1, 2, 3, 4)), "", f"verdict: {WORDS[found.verdict].format(against)}"]
     if found.tradeoff:
         rows = [["", "alpha", "NLL on the RLHF data", "KL(SFT || merged)"]]

@@ -92,6 +92,7 @@ class Fit:
         optima: how many distinct optima the rough descents ended in.
         path: what is minimised on the fitted part, at each evaluation of the last descent.
         passes: passes with gradients that were made.
+        found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average that just keeps to the bound.
         tradeoff: of a tax-aware fit.
         bound, weight: what it kept to.
         notes: what a careful user wants to know.
@@ -108,6 +109,7 @@ class Fit:
     optima: int
     path: list[float]
     passes: int
+    found_alpha: bool = False
     tradeoff: list[Tradeoff] = field(default_factory=list)
     bound: float | None = None
     weight: float | None = None
@@ -189,6 +191,7 @@ def fit(
 
         return evaluate
 
+    found_alpha = alpha is None
     limit = (objective("keep"), keep.most) if keep is not None and keep.most is not None else None
     level = alpha if alpha is not None else _level(lambda a: passed("keep", [a] * count).mean, keep)
     uniform = feasible([level] * count, shares, alpha)
@@ -258,6 +261,7 @@ def fit(
         optima=len(optima),
         path=best.path,
         passes=made,
+        found_alpha=found_alpha and limit is not None,
         tradeoff=tradeoff,
         bound=keep.most if keep else None,
         weight=keep.weight if keep else None,
