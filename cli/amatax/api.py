@@ -380,6 +380,9 @@ def fit_ratios(
     from amatax.fitting.job import Options, fit_job
 
     watcher = watcher or Watcher()
+    png = Path(picture) if picture is not None else None
+    if png is not None and (png.suffix.lower() != ".png" or not png.resolve().parent.is_dir()):
+        raise OutputError(f"{png}: no PNG file can be written there", "name a .png in a folder that exists")
     loaded = _recipe(recipe)
     source = Path(recipe) if isinstance(recipe, str | PathLike) else None
     result = fit_job(
@@ -414,13 +417,12 @@ def fit_ratios(
         wait=watcher.wait,
         say=watcher.say,
     )
-    if picture is not None:
+    if png is not None:
         from amatax.fitting.picture import draw
 
         for fitted in result.fits:
-            png = Path(picture)
-            name = png.name if len(result.fits) == 1 else f"{png.stem}-{fitted.fit.alpha:g}{png.suffix}"
-            draw(fitted.fit, png.with_name(name))
+            which = fitted.recipe.stem.removeprefix(Path(output).stem) if len(result.fits) > 1 else ""
+            draw(fitted.fit, png.with_name(f"{png.stem}{which}.png"))
     return result
 
 

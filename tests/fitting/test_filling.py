@@ -66,11 +66,28 @@ def test_paths_follow_the_recipe_to_its_new_place(tmp_path: Path) -> None:
     assert "# before" in filled
 
 
-def test_text_that_cannot_be_edited_is_written_anew(tmp_path: Path) -> None:
-    text = "{models: &m {sft: ./a, rlhf: ./b}, merge: {ratios: 0.5}}"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{models: &m {sft: ./a, rlhf: ./b}, merge: {ratios: 0.5}}",
+        MODELS + "merge: {ratios: 0.5}\n...\n",
+        "  " + MODELS.replace("\n", "\n  ") + "merge: {ratios: 0.5}\n",
+        MODELS + "merge:\n  ? ratios\n  : [0.5]\n",
+        MODELS + "merge: {ratios: &r [0.5]}\nrecord: {old: *r}\n",
+    ],
+    ids=["flow", "end mark", "indented", "question mark", "anchor"],
+)
+def test_text_that_cannot_be_edited_is_written_anew(tmp_path: Path, text: str) -> None:
     recipe = parse_recipe(text, "r.yaml", tmp_path)
     filled = fill_in(text, recipe, RATIOS, {"alpha": 0.4}, tmp_path / "r.yaml", tmp_path / "f.yaml")
     parsed = parse_recipe(filled, "f.yaml", tmp_path)
     assert parsed.merge.resolved_ratios() == RATIOS
     assert parsed.models == recipe.models
-    assert parsed.record == {"fit": {"alpha": 0.4}}
+    assert parsed.record["fit"] == {"alpha": 0.4}
+
+
+def test_a_record_may_hold_a_date(tmp_path: Path) -> None:
+    text = MODELS + "merge: {ratios: 0.5}\nrecord: {when: 2024-01-01}\n"
+    recipe = parse_recipe(text, "r.yaml", tmp_path)
+    filled = fill_in(text, recipe, RATIOS, {"alpha": 0.4}, tmp_path / "r.yaml", tmp_path / "f.yaml")
+    assert parse_recipe(filled, "f.yaml", tmp_path).record == {**recipe.record, "fit": {"alpha": 0.4}}

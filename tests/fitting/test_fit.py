@@ -74,7 +74,7 @@ def test_one_block_is_uniform(samples: list[Sample]) -> None:
     plan = make_plan(load_recipe(RECIPE))
     variables = choose_variables(plan.ratios, plan.model, 1, groups=False, free_head=False, weigh_by_layers=False)
     model = load_merged_model(plan, *tensor_groups(plan, variables), compute=torch.float32)
-    found = fit(model, variables, samples[:8], samples[8:12], 0.3, Passes(None, {}))
+    found = fit(model, variables, samples[:8], samples[8:18], 0.3, Passes(None, {}))
     assert found.values == [0.3]
     assert found.fitted.fitted == found.fitted.uniform
     assert found.verdict == "indistinguishable"
@@ -151,6 +151,43 @@ def test_a_killed_fit_continues(distilled: Path, tmp_path: Path) -> None:
     assert (tmp_path / "killed.yaml").read_bytes() == (tmp_path / "whole.yaml").read_bytes()
 
 
+def test_passes_of_other_inputs_are_not_taken(distilled: Path, tmp_path: Path) -> None:
+    """Two steps of one training run have the same names, sizes and headers: a journal of the one says nothing of the other."""
+    for role in ("sft", "rlhf"):
+        shutil.copytree(FAMILY / role, tmp_path / role)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("models: {sft: ./sft, rlhf: ./rlhf}\n")
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(line + "\n" for line in distilled.read_text().splitlines()[:4]))
+    command = ["fit-ratios", "r.yaml", "--data", "few.jsonl", "--blocks", "2", "--holdout", "0", "-o", "f.yaml"]
+    job = subprocess.Popen([sys.executable, "-m", "amatax", *command], cwd=tmp_path)
+    journal = tmp_path / "f.yaml.unfinished.jsonl"
+    while job.poll() is None and (not journal.exists() or journal.read_text().count("\n") < 4):
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    (weights,) = (tmp_path / "rlhf").glob("*.safetensors")
+    raw = bytearray(weights.read_bytes())
+    raw[-2000:] = bytes(2000)
+    weights.write_bytes(raw)
+    again = run_amatax(*command, cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "continuing" not in again.err
+
+
+def test_no_more_blocks_than_layers_and_no_dead_unknowns(distilled: Path, tmp_path: Path) -> None:
+    model = run_amatax("inspect", FAMILY / "sft", "--json", cwd=tmp_path)
+    assert model.code == 0
+    shutil.copy(distilled, tmp_path / "D.jsonl")
+    (tmp_path / "r.yaml").write_text(
+        f"models: {{sft: {FAMILY}/sft, rlhf: {FAMILY}/rlhf}}\n"
+        'merge: {ratios: {blocks: [0.4], overrides: [{match: "*", ratio: 0.5}]}}\n'
+    )
+    done = run_amatax("fit-ratios", "r.yaml", "--data", "D.jsonl", "-o", "f.yaml", cwd=tmp_path)
+    assert done.code == 2, done.err
+    assert "no tensor follows the ratio of block 0" in done.err
+
+
 def test_several_alphas(distilled: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in distilled.read_text().splitlines()[:12]))
@@ -175,6 +212,8 @@ def test_several_alphas(distilled: Path, tmp_path: Path) -> None:
         (["--data", "D.jsonl", "-o", "taken.yaml"], ["taken.yaml exists", "--overwrite"]),
         (["--data", "D.jsonl", "-o", "no/where.yaml"], ["no such folder"]),
         (["--data", "D.jsonl", "--device", "cuda"], ["--device cuda"]),
+        (["--data", "D.jsonl", "--picture", "no/where.png"], ["no PNG file"]),
+        (["--data", "D.jsonl", "--holdout", "D.jsonl"], ["every prompt of the data is held out"]),
     ],
 )
 def test_faults(distilled: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:

@@ -25,8 +25,12 @@ def test_equal_inputs_are_fixed_points_where_bf16_arithmetic_moves_them() -> Non
     assert merged([w], [w], 0.2) == [w]
 
 
-def test_negative_zero_stays() -> None:
-    result = average({"sft": torch.tensor([-0.0, 0.0]), "rlhf": torch.tensor([-0.0, 0.0])}, 0.3)
+@pytest.mark.parametrize("ratio", [-0.3, 0.0, 1e-30, 1e-8, 3e-8, 0.3, 0.5, 0.7, 1 - 1e-8, 1.0, 1.3, 5.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_negative_zero_stays(dtype: torch.dtype, ratio: float) -> None:
+    zeros = torch.tensor([-0.0, 0.0], dtype=dtype)
+    result = average({"sft": zeros, "rlhf": zeros.clone()}, ratio)
+    assert result.dtype is dtype
     assert torch.signbit(result).tolist() == [True, False]
 
 

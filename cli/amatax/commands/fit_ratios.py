@@ -18,6 +18,7 @@ WORDS = {
     "better": "better than {} on prompts that were not fitted",
     "worse": "worse than {} on prompts that were not fitted: use that",
     "indistinguishable": "indistinguishable from {} on prompts that were not fitted",
+    "too few": "not told: fewer than ten prompts were held out",
     "not tested": "not tested: no part of the data was held out",
 }
 

@@ -14,6 +14,7 @@ DRAWS = 4000
 LEVEL = 0.95
 NORMAL = 1.959963984540054  # the normal quantile of LEVEL
 STEP = 0.01  # of the central differences
+FEWEST = 10  # prompts; a bootstrap of fewer is surer than it should be
 AT_BOUND = 1e-6
 
 
@@ -64,13 +65,16 @@ def ratio_intervals(
         held: the mean is held, so the ratios move against each other.
 
     Returns:
-        An interval for each unknown; None at a bound, and everywhere if the likelihood is not curved upwards there.
+        An interval for each unknown; None at a bound, and everywhere if prompts are few or the likelihood is not curved upwards.
     """
     free = [i for i, v in enumerate(values) if AT_BOUND < v < 1 - AT_BOUND]
     basis = _directions(len(values), free, np.array(shares, dtype=float) if held else None)
     if not basis.shape[1]:
         return [None] * len(values)
     group = _groups(prompts)
+    clusters = int(group.max()) + 1
+    if clusters < max(FEWEST, 2 * basis.shape[1]):
+        return [None] * len(values)
     scores, curvature = [], []
     for direction in basis.T:
         up, down = (measure([float(v) for v in np.array(values) + sign * STEP * direction]) for sign in (1, -1))
@@ -86,7 +90,7 @@ def ratio_intervals(
     if np.linalg.eigvalsh(hessian).min() <= 0:
         return [None] * len(values)
     inverse = np.linalg.inv(hessian)
-    covariance = basis @ inverse @ (spread.T @ spread) @ inverse @ basis.T
+    covariance = basis @ inverse @ (spread.T @ spread) @ inverse @ basis.T * clusters / (clusters - 1)
     result: list[Interval | None] = []
     for i, value in enumerate(values):
         reach = NORMAL * float(np.sqrt(max(covariance[i, i], 0.0)))
@@ -95,8 +99,10 @@ def ratio_intervals(
     return result
 
 
-def verdict(interval: Interval) -> str:
-    """Fitted against uniform on samples that were never fitted: better, worse, or indistinguishable."""
+def verdict(interval: Interval, prompts: int) -> str:
+    """Fitted against uniform on samples that were never fitted: better, worse, indistinguishable, or too few to tell."""
+    if prompts < FEWEST:
+        return "too few"
     if interval.high < 0:
         return "better"
     return "worse" if interval.low > 0 else "indistinguishable"

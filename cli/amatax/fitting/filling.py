@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from amatax.errors import RecipeError
 from amatax.recipes.loading import dump_recipe, parse_recipe
 from amatax.recipes.schema import Block, Ratios, Recipe, is_folder
 
@@ -34,11 +35,22 @@ def fill_in(
     wanted = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"ratios": ratios})})
     filled = _edit(text, recipe, ratios, record, source, target) if text else ""
     if filled:
-        parsed = parse_recipe(filled, str(target), target.resolve().parent)
-        if (parsed.models, parsed.merge.resolved_ratios()) == (wanted.models, ratios):
+        try:
+            parsed = parse_recipe(filled, str(target), target.resolve().parent)
+        except RecipeError:
+            parsed = None
+        if parsed is not None and (parsed.models, parsed.merge.resolved_ratios(), parsed.output) == (
+            wanted.models,
+            ratios,
+            wanted.output,
+        ):
             return filled
     # unusual text (anchors, several documents): written anew, without its comments
-    return dump_recipe(wanted.model_copy(update={"record": {**recipe.record, "fit": record}}))
+    fit = recipe.fit
+    if fit is not None and source is not None:
+        paths = {k: v for k in ("data", "prompts", "holdout") if isinstance(v := getattr(fit, k), str)}
+        fit = fit.model_copy(update={k: str((source.resolve().parent / v).resolve()) for k, v in paths.items()})
+    return dump_recipe(wanted.model_copy(update={"record": {**recipe.record, "fit": record}, "fit": fit}))
 
 
 def _edit(text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], source: Path | None, target: Path) -> str:
@@ -62,8 +74,9 @@ def _edit(text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], sou
     if source is not None and source.resolve().parent != target.resolve().parent:
         edits += _moved_paths(root, source, target)
     if (old := _value(root, "record")) is not None:
-        edits.append(_replace(old, json.dumps({**recipe.record, "fit": record})))
-    for begin, end, new in sorted(edits, reverse=True):
+        flow = yaml.safe_dump({**recipe.record, "fit": record}, default_flow_style=True, sort_keys=False, width=10**6)
+        edits.append(_replace(old, flow.strip()))
+    for begin, end, new in sorted(set(edits), reverse=True):
         text = text[:begin] + new + text[end:]
     if old is None:
         lines = yaml.safe_dump({"record": {"fit": record}}, sort_keys=False, width=120, allow_unicode=True)

@@ -88,7 +88,7 @@ class Fit:
         ratios: the recipe's `merge.ratios`.
         fitted: what was found on the fitted part.
         held_out: on the part that was never fitted; None without one.
-        verdict: fitted against uniform, held out: better, worse or indistinguishable; "not tested" without a held-out part.
+        verdict: fitted against uniform, held out: better, worse, indistinguishable, or too few prompts; else "not tested".
         optima: how many distinct optima the rough descents ended in.
         path: what is minimised on the fitted part, at each evaluation of the last descent.
         passes: passes with gradients that were made.
@@ -193,8 +193,8 @@ def fit(
 
     found_alpha = alpha is None
     limit = (objective("keep"), keep.most) if keep is not None and keep.most is not None else None
-    level = alpha if alpha is not None else _level(lambda a: passed("keep", [a] * count).mean, keep)
-    uniform = feasible([level] * count, shares, alpha)
+    level = alpha if alpha is not None else _level(lambda a: passed("keep", variables.uniform(a)).mean, keep)
+    uniform = feasible(variables.uniform(level), shares, alpha)
     rough: list[Optimum] = []
     if begin is None and alpha is not None and keep is None and sum(1 for s in shares if s) + (0 in shares) > 1:
         say("a first look around")
@@ -208,7 +208,7 @@ def fit(
     if alpha is None:
         alpha = round(sum(s * v for s, v in zip(shares, best.values, strict=True)), PLACES)
         if limit is None:
-            uniform = [alpha] * count
+            uniform = variables.uniform(alpha)
     values = exact_mean(best.values, variables.shares, alpha)
     if keep is None and passed("fit", values).mean > passed("fit", uniform).mean:
         values = exact_mean(uniform, variables.shares, alpha)
@@ -257,7 +257,7 @@ def fit(
         ratios=variables.ratios(values),
         fitted=report("fit"),
         held_out=held_out,
-        verdict=verdict(held_out.gain) if held_out else "not tested",
+        verdict=verdict(held_out.gain, len({sample.prompt for sample in held})) if held_out else "not tested",
         optima=len(optima),
         path=best.path,
         passes=made,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.errors import AmataxError, DataError, Fault, OutputError, PlanError
 from amatax.fitting.filling import fill_in
+from amatax.fitting.identity import fingerprint
 from amatax.fitting.libraries import import_libraries
 from amatax.fitting.records import Record, read_records
 from amatax.fitting.variables import choose_variables, tensor_groups
@@ -34,7 +35,7 @@ class Options:
     Attributes:
         data: JSONL of prompts and responses of the RLHF model.
         alphas: means that are held, one fit each.
-        keep: JSONL of prompts with what SFT answers (sampled from it, if they have no response): a tax-aware fit.
+        keep: JSONL of prompts with what SFT answers (`amatax distill --role sft` samples it): a tax-aware fit.
         max_kl: bounds of the mean KL(SFT || merged) on those, nats per response token; one fit each.
         keep_weight: or: that KL, times this, is added to the NLL.
         blocks: how many.
@@ -141,6 +142,12 @@ def fit_job(
         weigh_by_layers=options.weigh_by_layers,
     )
     group_of, rows = tensor_groups(plan, variables)
+    for i, name in enumerate(variables.names):
+        if not any(row[1 + i] for row in rows):
+            raise AmataxError(
+                f"no tensor follows the ratio of {name}", "the recipe's overrides fix them all: drop some"
+            )
+    fill_in(text, recipe, variables.ratios([0.5] * len(variables.names)), {}, source, targets[0])  # before the work
 
     say("loading both models")
     import_libraries()
@@ -165,16 +172,19 @@ def fit_job(
     merged = load_merged_model(
         plan, group_of, rows, device=device, compute=compute, trust_remote_code=options.trust_remote_code
     )
+    notes += merged.notes
     if options.checkpointing:
         merged.checkpoint_activations()
     head = {
         "data": hashlib.sha256(data.read_bytes()).hexdigest(),
         "plan": plan.identity,
+        "models": {role: fingerprint(checkpoint) for role, checkpoint in plan.checkpoints.items()},
         "unknowns": variables.names,
         "rows": rows,
         "compute": str(merged.compute),
         "seed": options.seed,
         "samples": [len(train), len(held)],
+        "tokens": hashlib.sha256(repr((train, held, kept)).encode()).hexdigest(),
         "keep": hashlib.sha256(options.keep.read_bytes()).hexdigest() if options.keep else None,
         "max_length": options.max_length,
         "raw": options.raw,
@@ -204,12 +214,12 @@ def fit_job(
             advance=went,
             say=partial(_say_for, say, case.label) if len(cases) > 1 else say,
         )
-        record = _record(found, data, head, options)
-        filled = fill_in(text, recipe, found.ratios, record, source, target)
-        fresh = target.with_name(f".{target.name}.partial")
+        done.append(Fitted(target, found, _record(found, data, head, options)))
+    for fitted in done:
+        filled = fill_in(text, recipe, fitted.fit.ratios, fitted.record, source, fitted.recipe)
+        fresh = fitted.recipe.with_name(f".{fitted.recipe.name}.partial")
         fresh.write_text(filled, encoding="utf-8")
-        fresh.replace(target)
-        done.append(Fitted(target, found, record))
+        fresh.replace(fitted.recipe)
     passes.remove()
     return FitResult(done, notes)
 
@@ -254,6 +264,8 @@ def _say_for(say: Callable[[str], None], label: str, what: str) -> None:
 def _targets(output: Path, labels: list[str], *, overwrite: bool) -> list[Path]:
     targets = [output] if len(labels) == 1 else [output.with_name(f"{output.stem}-{x}{output.suffix}") for x in labels]
     for target in targets:
+        if target.is_dir():
+            raise OutputError(f"{target} is a folder", "name the recipe to write: -o fitted.yaml")
         if target.exists() and not overwrite:
             raise OutputError(f"{target} exists", "name another recipe with -o, or replace it with --overwrite")
     if not output.resolve().parent.is_dir():
@@ -268,7 +280,7 @@ def _data_file(recipe: Recipe, source: Path | None, options: Options) -> Path:
         return _beside(source, recipe.fit.data)
     raise DataError(
         "there is no data to fit on",
-        "pass --data D.jsonl (responses of the RLHF model; `amatax distill` samples them), or write fit.data in the recipe",
+        "sample some: `amatax distill RECIPE --prompts P.jsonl -o D.jsonl`, and pass --data D.jsonl or write fit.data",
     )
 
 
@@ -293,23 +305,26 @@ def _block_count(recipe: Recipe, options: Options, plan: Plan) -> int | None:
     if asked is None and recipe.fit is not None and "blocks" in recipe.fit.model_fields_set:
         asked = recipe.fit.blocks
     if asked is None:
-        explicit = any(not isinstance(block, int | float) for block in plan.ratios.blocks)
-        return None if explicit and recipe.merge.ratios is not None else DEFAULT_BLOCKS
+        own = recipe.merge.ratios is not None and (
+            len(plan.ratios.blocks) > 1 or not isinstance(plan.ratios.blocks[0], int | float)
+        )
+        return None if own else min(DEFAULT_BLOCKS, plan.model.layers)
     if not 1 <= asked <= plan.model.layers:
         message = f"{asked} blocks for a model of {plan.model.layers} layers"
-        raise PlanError([Fault(message, recipe.where("fit", "blocks"), "a block has at least one layer")])
+        where = "--blocks" if options.blocks is not None else recipe.where("fit", "blocks")
+        raise PlanError([Fault(message, where, "a block has at least one layer")])
     return asked
 
 
 def _same_tokens(checkpoints: dict[str, Checkpoint], records: list[Record], options: Options) -> list[str]:
     """SFT and RLHF must make the same tokens of a response; files that differ in other ways are noted."""
-    from transformers import AutoTokenizer
+    from amatax.fitting.tokens import open_tokenizer
 
     sft, rlhf = checkpoints["sft"], checkpoints["rlhf"]
     differ = tokenizer_differences(sft, rlhf)
     if not all((c.folder / "tokenizer_config.json").is_file() for c in (sft, rlhf)) or not differ:
         return []
-    both = [AutoTokenizer.from_pretrained(c.folder, trust_remote_code=options.trust_remote_code) for c in (sft, rlhf)]
+    both = [open_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code) for checkpoint in (sft, rlhf)]
     for record in records:
         one, other = (tokenizer(record.response, add_special_tokens=False).input_ids for tokenizer in both)
         if one != other:
@@ -324,12 +339,10 @@ def _samples(
     recipe: Recipe, source: Path | None, plan: Plan, records: list[Record], options: Options
 ) -> tuple[list[Sample], list[Sample], list[str]]:
     """(fitted, held out, notes)."""
-    from transformers import AutoTokenizer
-
     from amatax.fitting.samples import split_off, tokenize
+    from amatax.fitting.tokens import open_tokenizer
 
-    folder = plan.checkpoints[recipe.output.tokenizer].folder
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    tokenizer = open_tokenizer(plan.checkpoints[recipe.output.tokenizer], trust_remote_code=options.trust_remote_code)
     samples, notes = tokenize(records, tokenizer, raw=options.raw, max_length=options.max_length)
     notes += _same_tokens(plan.checkpoints, records, options)
     wish: float | Path | str = _holdout(recipe, options)
@@ -338,10 +351,13 @@ def _samples(
     if isinstance(wish, Path):
         others, more = read_records(wish, responses=True, most_bad=options.most_bad)
         held, cut = tokenize(others, tokenizer, raw=options.raw, max_length=options.max_length)
-        fitted_prompts = {sample.prompt for sample in samples}
-        if shared := sum(sample.prompt in fitted_prompts for sample in held):
-            more.append(f"{shared} of the held-out samples have a prompt that is fitted too")
-        return samples, held, [*notes, *more, *cut]
+        held_prompts = {sample.prompt for sample in held}
+        train = [sample for sample in samples if sample.prompt not in held_prompts]
+        if not train:
+            raise DataError(f"every prompt of the data is held out in {wish} too", "hold out other prompts")
+        if shared := len(samples) - len(train):
+            more.append(f"{shared} samples have a prompt that is held out, and are not fitted")
+        return train, held, [*notes, *more, *cut]
     if not 0 <= wish < 1:
         raise DataError(f"a held-out share of {wish:g}", "give a share from 0 to below 1, or a JSONL file")
     train, held = split_off(samples, wish, options.seed)

@@ -31,6 +31,7 @@ class MergedModel:
 
     Attributes:
         model: the transformers model, in evaluation mode; run it inside `merging()`.
+        notes: where the fit cannot do what the merge does.
         variables: float64 (unknowns,), on the CPU; its gradient is what a fit wants.
     """
 
@@ -39,6 +40,7 @@ class MergedModel:
         self.offsets = torch.tensor([row[0] for row in rows], dtype=torch.float64)
         self.slopes = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(len(rows), -1)
         self.variables = torch.zeros(self.slopes.shape[1], dtype=torch.float64, requires_grad=True)
+        self.notes: list[str] = []
         self._moves = self.slopes.abs().sum(1) > 0
         self._ratios: torch.Tensor = self.offsets
         self._live: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Any, ...]]] = {}
@@ -66,7 +68,7 @@ class MergedModel:
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            for name in [n for n, value in vars(module).items() if "dropout" in n and isinstance(value, float)]:
+            for name in [n for n, value in vars(module).items() if "drop" in n and isinstance(value, float)]:
                 setattr(module, name, 0.0)
 
     def merge(self, sft: torch.Tensor, rlhf: torch.Tensor, group: int) -> torch.Tensor:
@@ -172,6 +174,10 @@ def load_merged_model(
     kernel = method_kernel(plan.recipe.merge.method)
     owner = MergedModel(sft, rows, kernel, compute or sft.dtype)
     theirs = dict(rlhf.named_parameters(remove_duplicate=False))
+    saved, others = sft.state_dict().keys(), dict(rlhf.named_buffers())
+    for name, buffer in sft.named_buffers():
+        if name in saved and buffer.is_floating_point() and not torch.equal(buffer, others[name]):
+            owner.notes.append(f"{name!r} is a buffer that differs: the fit uses sft's, the merge averages it")
     for name, parameter in list(sft.named_parameters(remove_duplicate=False)):
         parameter.requires_grad_(False)
         if name not in theirs or theirs[name].shape != parameter.shape:
@@ -190,8 +196,10 @@ def _load(plan: Plan, role: str, trust_remote_code: bool) -> Any:
 
     checkpoint = plan.checkpoints[role]
     model_class = getattr(transformers, checkpoint.loaded_by, transformers.AutoModelForCausalLM)
+    stored = {entry.dtype for entry in checkpoint.tensors.values()}
+    dtype = torch.float64 if "F64" in stored else torch.float32 if "F32" in stored else "auto"  # nothing is rounded
     try:
-        return model_class.from_pretrained(checkpoint.folder, dtype="auto", trust_remote_code=trust_remote_code)
+        return model_class.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{role} ({checkpoint.ref}): transformers cannot load it: {reason}", LOADS) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ class Sample(NamedTuple):
     Attributes:
         ids: prompt and response, as the model sees them.
         start: index of the response's first token; the likelihood is of ids[start:].
-        prompt: tells prompts apart; the parts and the bootstrap go by it.
+        prompt: tells prompts apart, by what the model sees of them; the parts and the bootstrap go by it.
     """
 
     ids: list[int]
@@ -56,7 +55,7 @@ def tokenize(
         if len(ids) <= len(prompt):
             lost += 1
             continue
-        samples.append(Sample(ids, len(prompt), json.dumps(record.messages, sort_keys=True)))
+        samples.append(Sample(ids, len(prompt), repr(prompt)))
     notes = []
     if cut:
         notes.append(f"{cut} samples are longer than {max_length} tokens: cut there")

@@ -33,6 +33,13 @@ class Variables:
     groups: bool
     free_head: bool
 
+    def uniform(self, level: float) -> list[float]:
+        """Every block at one level; a free head where the recipe has it."""
+        values = [level] * len(self.names)
+        if self.free_head and not isinstance(self.words.head, str):
+            values[-1] = self.words.head
+        return values
+
     def ratios(self, values: list[float]) -> Ratios:
         """The recipe's ratios at some values of the unknowns."""
         values = list(values)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 NEEDS = ("sft", "rlhf")
 COPIES = {0.0: "sft", 1.0: "rlhf"}
 TAKES_HALF = True
+NEAREST = 2.0**-25  # 1 - ratio is 1 in float32 up to here
 
 
 def average(
@@ -33,6 +34,14 @@ def average(
     import torch
 
     sft, rlhf = tensors["sft"], tensors["rlhf"]
+    at = ratio if isinstance(ratio, float | int) else ratio.item()
+    if (
+        not NEAREST < at < 1 - NEAREST
+    ):  # beyond the models, or nearer to one than float32 tells: the factor must stay positive
+        wide = torch.promote_types(sft.dtype, torch.float32)
+        a, b, factor = (sft.to(wide), rlhf.to(wide), ratio) if at >= 0 else (rlhf.to(wide), sft.to(wide), 1 - ratio)
+        merged = (a - factor * (a - b)).to(sft.dtype)
+        return merged if out is None else out.copy_(merged)
     if ratio <= 0.5:
         return torch.lerp(rlhf, sft, 1 - ratio, out=out)
     return torch.lerp(sft, rlhf, ratio, out=out)
