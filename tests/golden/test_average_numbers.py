@@ -63,7 +63,15 @@ def test_one_subtraction_and_one_fused_multiply_add(dtype: torch.dtype, ratio: f
     assert average({"sft": sft, "rlhf": rlhf}, ratio).tolist() == expected
 
 
-@pytest.mark.parametrize("at", [0.3, 0.7])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_ends_are_the_models(dtype: torch.dtype) -> None:
+    sft, rlhf = torch.randn(99).to(dtype), torch.randn(99).to(dtype)
+    assert torch.equal(average({"sft": sft, "rlhf": rlhf}, 0.0), sft)
+    assert torch.equal(average({"sft": sft, "rlhf": rlhf}, 1), rlhf)
+    assert torch.equal(average({"sft": sft, "rlhf": rlhf.clone()}, 1.0, torch.empty_like(sft)), rlhf)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.3, 0.7, 1.0])
 def test_the_ratio_has_a_gradient(at: float) -> None:
     sft, rlhf = torch.randn(50, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
     ratio = torch.tensor(at, dtype=torch.float64, requires_grad=True)

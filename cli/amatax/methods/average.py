@@ -34,14 +34,16 @@ def average(
     import torch
 
     sft, rlhf = tensors["sft"], tensors["rlhf"]
+    if isinstance(ratio, float | int) and ratio in COPIES:
+        end = tensors[COPIES[ratio]]
+        return end.clone() if out is None else out.copy_(end)
     at = ratio if isinstance(ratio, float | int) else ratio.item()
-    if (
-        not NEAREST < at < 1 - NEAREST
-    ):  # beyond the models, or nearer to one than float32 tells: the factor must stay positive
-        wide = torch.promote_types(sft.dtype, torch.float32)
-        a, b, factor = (sft.to(wide), rlhf.to(wide), ratio) if at >= 0 else (rlhf.to(wide), sft.to(wide), 1 - ratio)
-        merged = (a - factor * (a - b)).to(sft.dtype)
-        return merged if out is None else out.copy_(merged)
-    if ratio <= 0.5:
+    if NEAREST < at <= 0.5:
         return torch.lerp(rlhf, sft, 1 - ratio, out=out)
-    return torch.lerp(sft, rlhf, ratio, out=out)
+    if 0.5 < at < 1 - NEAREST:
+        return torch.lerp(sft, rlhf, ratio, out=out)
+    # beyond the models, or nearer to one than float32 tells: lerp's factor would be positive, or zero
+    wide = torch.promote_types(sft.dtype, torch.float32)
+    near, far, factor = (sft, rlhf, ratio) if at >= 0 else (rlhf, sft, 1 - ratio)
+    merged = (near.to(wide) - factor * (near.to(wide) - far.to(wide))).to(sft.dtype)
+    return merged if out is None else out.copy_(merged)
