@@ -90,11 +90,11 @@ def test_the_parts_share_no_prompt(samples: list[Sample]) -> None:
 
 
 def test_a_sample_ends_with_the_turn(samples: list[Sample], tokenizer: object, distilled: Path) -> None:
-    end = tokenizer.convert_tokens_to_ids("<|end|>")  # type: ignore[attr-defined]
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert all(s.ids[-1] == end and s.ids[s.start - 1] != end for s in samples)
     records, _ = read_records(distilled, responses=True)
     first = json.loads(distilled.read_text().splitlines()[0])
-    assert tokenizer.decode(samples[0].ids[samples[0].start : -1]) == first["response"]  # type: ignore[attr-defined]
+    assert tokenizer.decode(samples[0].ids[samples[0].start : -1]) == first["response"]
     cut = type(records[0])(1, {**first, "finish": "length"})
     (sample,), _ = tokenize([cut], tokenizer, raw=False)
     assert sample.ids == samples[0].ids[:-1]

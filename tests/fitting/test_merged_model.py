@@ -181,10 +181,10 @@ def test_no_merged_weight_is_kept_for_backward(tmp_path: Path) -> None:
         sizes.append((result.untyped_storage().data_ptr(), result.numel()))
         return result
 
-    merged.merge = counted  # type: ignore[method-assign]
+    merged.merge = counted
     kept = []
     pack = merged._pack
-    merged._pack = lambda t: kept.append(pack(t)) or kept[-1]  # type: ignore[method-assign, func-returns-value]
+    merged._pack = lambda t: kept.append(pack(t)) or kept[-1]
     data = samples(vocabulary(recipe))
     at(merged, [0.9, 0.2])
     with merged.merging():

@@ -35,7 +35,7 @@ def distill(tmp_path: Path) -> Any:
         server.answer = lambda body: "the hen is red" if body["seed"] % 2 else "the owl goes with honey and it is kind"
 
         def run(prompts: Path, output: str = "D.jsonl", **options: Any) -> Any:
-            run.server = server  # type: ignore[attr-defined]
+            run.server = server
             return api.distill(RECIPE, prompts, tmp_path / output, server=server.url, **options)
 
         yield run
@@ -79,7 +79,7 @@ def test_functions_that_are_not_there(
     with pytest.raises(DataError) as caught:
         distill(some_prompts(1), reward=str(tmp_path / spec))
     assert message in caught.value.message and hint in caught.value.hint
-    assert distill.server.requests == []  # type: ignore[attr-defined]
+    assert distill.server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_function_that_fails_loses_no_response(
     program(tmp_path, "def f(prompt, response):\n    return 2\n")
     assert distill(prompts, reward=f"{file}:f").kept == 3
     assert {record["reward"] for record in read_jsonl(tmp_path / "D.jsonl")} == {2.0}
-    assert len(distill.server.requests) == 3  # type: ignore[attr-defined]
+    assert len(distill.server.requests) == 3
 
 
 def test_another_version_of_a_function_scores_anew(distill: Distill, some_prompts: Write, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_reward_models_that_are_none(distill: Distill, some_prompts: Write, tmp_
     config = json.loads((headless / "config.json").read_text())
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     (headless / "config.json").write_text(json.dumps({**config, **labels}))
-    assert distill.server.requests == []  # type: ignore[attr-defined]
+    assert distill.server.requests == []
     with pytest.raises(CheckpointError, match=r"1 weights are missing, first 'score\.weight'"):
         distill(prompts, reward_model=str(headless), device="cpu")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
+from importlib import import_module
 
 from amatax.errors import MissingExtraError
 
@@ -23,7 +24,7 @@ def import_libraries() -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # which is not needed
-            import torch  # noqa: F401
+            import_module("torch")
             import transformers
     except ImportError as error:
         raise MissingExtraError(f"this needs transformers ({error})", 'pip install "amatax[fit]"') from None

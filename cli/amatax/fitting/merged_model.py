@@ -35,7 +35,7 @@ class MergedModel:
         variables: float64 (unknowns,), on the CPU; its gradient is what a fit wants.
     """
 
-    def __init__(self, model: nn.Module, rows: list[tuple[float, ...]], kernel: Kernel, compute: torch.dtype) -> None:
+    def __init__(self, model: Any, rows: list[tuple[float, ...]], kernel: Kernel, compute: torch.dtype) -> None:
         self.model, self.kernel, self.compute = model, kernel, compute
         self.offsets = torch.tensor([row[0] for row in rows], dtype=torch.float64)
         self.slopes = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(len(rows), -1)
@@ -63,7 +63,7 @@ class MergedModel:
     def checkpoint_activations(self) -> None:
         """Keep only each layer's input, and run the layer again in backward."""
         enable = getattr(self.model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
-        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
+        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.model.train()  # transformers looks at this; nothing may be dropped all the same
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
