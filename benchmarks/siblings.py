@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -17,23 +18,25 @@ LLAMA = {
 ROLES = ("base", "sft", "rlhf")
 
 
-def tiny_llama_shape(layers: int = 22, vocabulary: int = 32000) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of TinyLlama-1.1B (22 layers: 201 tensors, 2.2 GB in bf16)."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, 2048)}
-    for i in range(layers):
+def llama_shape(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes of a Llama (TinyLlama-1.1B, 22 layers: 201 tensors, 2.2 GB in bf16)."""
+    width, inner, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    keys = width * config["num_key_value_heads"] // config["num_attention_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (words, width)}
+    for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}"
         shapes |= {
-            f"{at}.input_layernorm.weight": (2048,),
-            f"{at}.self_attn.q_proj.weight": (2048, 2048),
-            f"{at}.self_attn.k_proj.weight": (256, 2048),
-            f"{at}.self_attn.v_proj.weight": (256, 2048),
-            f"{at}.self_attn.o_proj.weight": (2048, 2048),
-            f"{at}.post_attention_layernorm.weight": (2048,),
-            f"{at}.mlp.gate_proj.weight": (5632, 2048),
-            f"{at}.mlp.up_proj.weight": (5632, 2048),
-            f"{at}.mlp.down_proj.weight": (2048, 5632),
+            f"{at}.input_layernorm.weight": (width,),
+            f"{at}.self_attn.q_proj.weight": (width, width),
+            f"{at}.self_attn.k_proj.weight": (keys, width),
+            f"{at}.self_attn.v_proj.weight": (keys, width),
+            f"{at}.self_attn.o_proj.weight": (width, width),
+            f"{at}.post_attention_layernorm.weight": (width,),
+            f"{at}.mlp.gate_proj.weight": (inner, width),
+            f"{at}.mlp.up_proj.weight": (inner, width),
+            f"{at}.mlp.down_proj.weight": (width, inner),
         }
-    return shapes | {"model.norm.weight": (2048,), "lm_head.weight": (vocabulary, 2048)}
+    return shapes | {"model.norm.weight": (width,), "lm_head.weight": (words, width)}
 
 
 def small_tensors(count: int) -> dict[str, tuple[int, ...]]:
@@ -41,7 +44,7 @@ def small_tensors(count: int) -> dict[str, tuple[int, ...]]:
     return {f"model.layers.{i % 10}.mlp.experts.{i // 10}.w1.weight": (64,) for i in range(count)}
 
 
-def write_siblings(folder: Path, shapes: dict[str, tuple[int, ...]], shards: int, config: dict[str, object]) -> None:
+def write_siblings(folder: Path, shapes: dict[str, tuple[int, ...]], shards: int, config: dict[str, Any]) -> None:
     """folder/{base,sft,rlhf}, each in `shards` files with an index; deltas of sigma 2e-4 on weights of sigma 0.02."""
     import torch
     from safetensors.torch import save_file
@@ -76,15 +79,15 @@ def write_siblings(folder: Path, shapes: dict[str, tuple[int, ...]], shards: int
         (out / "config.json").write_text(json.dumps({**LLAMA, **config}))
 
 
-def llama_config(layers: int) -> dict[str, object]:
-    """config.json of a TinyLlama with that many layers."""
+def llama_config(layers: int, vocabulary: int = 32000) -> dict[str, Any]:
+    """config.json of a TinyLlama with that many layers and words."""
     sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4}
-    return {**sizes, "num_hidden_layers": layers, "vocab_size": 32000}
+    return {**sizes, "num_hidden_layers": layers, "vocab_size": vocabulary}
 
 
 if __name__ == "__main__":
     work = Path(sys.argv[1])
-    write_siblings(work / "M", tiny_llama_shape(), 3, llama_config(22))
-    write_siblings(work / "Q", tiny_llama_shape(layers=5, vocabulary=8000), 3, llama_config(5))
+    for name, config in (("M", llama_config(22)), ("Q", llama_config(5, vocabulary=8000))):
+        write_siblings(work / name, llama_shape(config), 3, config)
     for size in (5_000, 50_000):
         write_siblings(work / f"S{size}", small_tensors(size), 1, {"num_hidden_layers": 10})

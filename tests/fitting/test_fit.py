@@ -284,6 +284,7 @@ def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple
 
 def test_the_gradient_of_the_divergence(samples: list[Sample], merged: tuple[Variables, MergedModel]) -> None:
     _, model = merged
+    model.hold_mean(None)
     data = samples[:4]
 
     def at(values: list[float], gradient: bool = False) -> Measured:

@@ -11,6 +11,7 @@ import transformers
 
 from amatax import api
 from amatax.errors import CheckpointError
+from amatax.fitting import merged_model
 from amatax.fitting.likelihood import measure
 from amatax.fitting.merged_model import MergedModel, load_merged_model
 from amatax.fitting.samples import Sample
@@ -114,7 +115,7 @@ def test_gradients_are_those_of_the_straightforward_way(tmp_path: Path, name: st
     weights = {}
     for key, before in sft.named_parameters():
         path, _, leaf = key.rpartition(".")
-        group = getattr(merged.model.get_submodule(path).parametrizations, leaf)[0]._group
+        group = getattr(merged.model.get_submodule(path).parametrizations, leaf)[0].group
         ratio = float(merged.offsets[group]) + (merged.slopes[group].float() * unknowns).sum()
         weights[key] = before.detach() + ratio * (theirs[key].detach() - before.detach())
     assert len(ours) == len(weights)
@@ -147,6 +148,19 @@ def test_gradients_are_finite_differences(tmp_path: Path, name: str, wishes: dic
         assert float(slope[i]) == pytest.approx(want, rel=3e-5, abs=1e-6), variables.names[i]
 
 
+def test_weights_of_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large weight is widened piece by piece and multiplied some rows at a time; what comes out is the same."""
+    recipe = siblings_of(tmp_path, "qwen2, tied, biases")
+    _, _, merged = load(recipe, torch.float64)
+    data = samples(vocabulary(recipe))
+    one = measure(at(merged, [0.9, 0.2]), data, gradient=True)
+    monkeypatch.setattr(merged_model, "PIECE", {"cpu": 100})
+    monkeypatch.setattr(merged_model, "ROWS", 320)
+    again = measure(merged, data, gradient=True)
+    assert torch.allclose(again.sums, one.sums, rtol=1e-9)
+    assert torch.allclose(again.gradient, one.gradient, rtol=1e-9)
+
+
 def test_batches_and_order_change_nothing_but_rounding(tmp_path: Path) -> None:
     recipe = siblings_of(tmp_path, "llama")
     _, _, merged = load(recipe, torch.float64)
@@ -169,33 +183,99 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
     assert torch.allclose(one.gradient, again.gradient, rtol=1e-9)
 
 
-def test_no_merged_weight_is_kept_for_backward(tmp_path: Path) -> None:
-    """Of the tensors that autograd keeps, none has the storage of a merged weight: it would cost a third model."""
-    recipe = siblings_of(tmp_path, "llama")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_merged_weight_is_kept_for_backward(tmp_path: Path, name: str) -> None:
+    """Autograd keeps what it keeps of a plain model, which is no weight: a merged one would cost a third model."""
+    recipe = siblings_of(tmp_path, name)
     _, _, merged = load(recipe, torch.float32)
-    sizes = []
-    merge = merged.merge
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "sft", dtype=torch.float32).eval()
+    ids = torch.tensor([samples(vocabulary(recipe))[1].ids])
 
-    def counted(*args: Any) -> torch.Tensor:
-        result = merge(*args)
-        sizes.append((result.untyped_storage().data_ptr(), result.numel()))
+    def kept(model: Any) -> int:
+        """Bytes of the storages that autograd keeps, the stored models' own left out."""
+        stored = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.update({ptr(t): size(t)}) or t, lambda t: t):
+            loss = model(ids).logits.sum()
+        del loss
+        return sum(n for at, n in sizes.items() if at not in stored)
+
+    def ptr(tensor: torch.Tensor) -> int:
+        return tensor.untyped_storage().data_ptr()
+
+    def size(tensor: torch.Tensor) -> int:
+        return tensor.untyped_storage().nbytes()
+
+    most = kept(plain)
+    found: dict[int, int] = {}
+    pack = merged._pack
+    stored = {ptr(t) for t in [*merged.model.parameters(), *merged.model.buffers()]}
+
+    def packed(tensor: torch.Tensor) -> Any:
+        result = pack(tensor)
+        if isinstance(result, torch.Tensor) and ptr(result) not in stored:
+            found[ptr(result)] = size(result)
         return result
 
-    merged.merge = counted
-    kept = []
-    pack = merged._pack
-    merged._pack = lambda t: kept.append(pack(t)) or kept[-1]
+    merged._pack = packed  # type: ignore[method-assign]
+    with at(merged, [0.9, 0.2]).merging():
+        loss = merged.model(ids).logits.sum()
+        assert sum(found.values()) <= 1.05 * most
+        loss.backward()
+    assert merged.variables.grad is not None
+    assert merged.variables.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_along_a_held_mean_the_gradient_is_the_whole_one_but_for_a_multiple_of_the_shares(
+    tmp_path: Path, name: str
+) -> None:
+    recipe = siblings_of(tmp_path, name)
+    compute = torch.float64 if name in SMOOTH else torch.float32  # transformers has no product of experts in float64
+    _, variables, merged = load(recipe, compute, groups=True, free_head=True)
     data = samples(vocabulary(recipe))
-    at(merged, [0.9, 0.2])
-    with merged.merging():
-        ids = torch.tensor([data[1].ids])
-        merged.model(ids).logits.sum().backward()
-    assert len(sizes) >= 4 * 7
-    again = [k for k in kept if isinstance(k, tuple)]
-    assert len(again) >= 4 * 7, "each Linear's weight is merged again in backward"
-    largest = max(n for _, n in sizes)
-    whole = [k for k in kept if isinstance(k, torch.Tensor) and k.numel() >= largest and k.dim() == 2]
-    assert not whole, [k.shape for k in whole]
+    values = [0.9, 0.2, 0.6, 0.7, 0.35]
+    whole = measure(at(merged, values), data, gradient=True).gradient
+    shares = torch.tensor([float(s) for s in variables.shares], dtype=torch.float64)
+    merged.hold_mean(shares.tolist())
+    held = measure(at(merged, values), data, gradient=True).gradient
+    apart = whole - held
+    assert torch.allclose(apart, (apart @ shares) / (shares @ shares) * shares, rtol=1e-4, atol=1e-7)
+    assert held.abs().max() > 0
+
+
+def test_one_block_at_a_held_mean_has_nothing_to_differentiate(tmp_path: Path) -> None:
+    recipe = siblings_of(tmp_path, "llama")
+    plan = make_plan(load_recipe(recipe))
+    variables = choose_variables(plan.ratios, plan.model, 1, groups=False, free_head=False, weigh_by_layers=False)
+    merged = load_merged_model(plan, *tensor_groups(plan, variables), compute=torch.float32)
+    merged.hold_mean([1.0])
+    found = measure(at(merged, [0.4]), samples(), gradient=True).gradient
+    assert found.tolist() == [0.0]
+
+
+def test_weights_that_are_not_contiguous_are_merged_all_the_same(tmp_path: Path) -> None:
+    """Whole experts are transposed as they are loaded, and so may a conversion of transformers leave any weight."""
+    recipe = siblings_of(tmp_path, "llama")
+    _, _, merged = load(recipe, torch.float32)
+    want = measure(at(merged, [0.9, 0.2]), samples(), gradient=True)
+
+    from_pretrained = transformers.LlamaForCausalLM.from_pretrained
+
+    def transposed(*args: Any, **kwargs: Any) -> Any:
+        made = from_pretrained(*args, **kwargs)
+        model = made[0] if isinstance(made, tuple) else made
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.data = parameter.data.t().contiguous().t()
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.LlamaForCausalLM, "from_pretrained", transposed)
+        _, _, merged = load(recipe, torch.float32)
+    found = measure(at(merged, [0.9, 0.2]), samples(), gradient=True)
+    assert torch.equal(found.sums, want.sums)
+    assert torch.allclose(found.gradient, want.gradient)
 
 
 def test_ratios_that_transformers_joins_are_refused(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ def fit(
         return evaluate
 
     found_alpha = alpha is None
+    merged.hold_mean(shares if alpha is not None else None)
     limit = (objective("keep"), keep.most) if keep is not None and keep.most is not None else None
     level = alpha if alpha is not None else _level(lambda a: passed("keep", variables.uniform(a)).mean, keep)
     uniform = feasible(variables.uniform(level), shares, alpha)

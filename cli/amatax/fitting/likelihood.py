@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def measure(
                 losses = -logs.gather(1, targets[wanted][:, None])[:, 0]
             else:
                 losses = F.kl_div(logs, before, reduction="none", log_target=True).sum(1)
-            if gradient:
+            if gradient and losses.requires_grad:  # of one block at a held mean there is none
                 losses.sum().backward()
         rows = wanted.nonzero()[:, 0]
         found = torch.zeros(len(batch), dtype=losses.dtype, device=device).index_add(0, rows, losses.detach())
@@ -107,8 +108,17 @@ def response_logs(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor,
         mask: int64 (rows, length), 0 at the padding.
         targets: int64 (rows, length): the next token where it is a response's, else IGNORED.
     """
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[targets != IGNORED]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    ids, mask, wanted = ids[:, :-1], mask[:, :-1], targets[:, :-1] != IGNORED  # what follows the last token is nobody's
+    first = int(wanted.any(0).nonzero()[0])
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:  # the head is for responses alone
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first).logits
+    else:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, first:]
+    rows = logits.flatten(0, 1)
+    where = wanted[:, first:].flatten().nonzero()[:, 0]
+    if len(where) < len(rows):
+        rows = rows.index_select(0, where)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(-1)
 
 
 def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

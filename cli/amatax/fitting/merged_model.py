@@ -8,22 +8,35 @@ its gradient goes straight into one number per group, d L/d ratio = <d L/d W, d 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
 from amatax.checkpoints.dtypes import INTEGER
 from amatax.errors import CheckpointError
 from amatax.methods import kernel as method_kernel
+from amatax.methods import method_copies, method_slope
 from amatax.planning.plan import Plan
 
-CHUNK = 1 << 20  # elements that are widened at once
+PIECE = {"cpu": 1 << 19}  # elements that are widened at once: what the second-level cache holds
+LARGE_PIECE = 1 << 24  # on other devices
+ROWS = 1 << 21  # elements of a weight that a product takes at once: enough for its full speed
 LOADS = "does transformers load it by itself? A checkpoint with code of its own needs --trust-remote-code"
-Kernel = Callable[..., torch.Tensor]
+Both = tuple[torch.Tensor, torch.Tensor]  # a parameter of SFT and of RLHF
+
+
+class Method(NamedTuple):
+    """A merge method, as amatax.methods describes it."""
+
+    kernel: Callable[..., torch.Tensor]
+    slope: Callable[..., torch.Tensor]
+    copies: dict[float, str]
 
 
 class MergedModel:
@@ -35,13 +48,13 @@ class MergedModel:
         variables: float64 (unknowns,), on the CPU; its gradient is what a fit wants.
     """
 
-    def __init__(self, model: Any, rows: list[tuple[float, ...]], kernel: Kernel, compute: torch.dtype) -> None:
-        self.model, self.kernel, self.compute = model, kernel, compute
+    def __init__(self, model: Any, rows: list[tuple[float, ...]], method: Method, compute: torch.dtype) -> None:
+        self.model, self.method, self.compute = model, method, compute
         self.offsets = torch.tensor([row[0] for row in rows], dtype=torch.float64)
         self.slopes = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(len(rows), -1)
         self.variables = torch.zeros(self.slopes.shape[1], dtype=torch.float64, requires_grad=True)
         self.notes: list[str] = []
-        self._moves = self.slopes.abs().sum(1) > 0
+        self._moves = self.slopes.abs().sum(1) > 0  # the groups whose gradient is wanted
         self._ratios: torch.Tensor = self.offsets
         self._live: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Any, ...]]] = {}
 
@@ -55,6 +68,18 @@ class MergedModel:
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
         self._live.clear()
+
+    def hold_mean(self, shares: Sequence[float] | None) -> None:
+        """Differentiate along sum(shares * variables) = constant alone, or everywhere (None).
+
+        Groups that follow the mean (the head, by default) then need no gradient; what `variables` gets is the gradient up to a
+        multiple of the shares.
+        """
+        slopes = self.slopes
+        if shares is not None and any(shares):
+            normal = torch.tensor(shares, dtype=torch.float64)
+            slopes = slopes - (slopes @ normal / (normal @ normal))[:, None] * normal
+        self._moves = slopes.abs().sum(1) > 1e-12
 
     def everywhere(self, ratio: float) -> torch.Tensor:
         """Ratios per group that make it one of the two models: 0 is SFT, 1 is RLHF."""
@@ -74,12 +99,28 @@ class MergedModel:
     def merge(self, sft: torch.Tensor, rlhf: torch.Tensor, group: int) -> torch.Tensor:
         """One parameter, merged, in the compute dtype."""
         ratio = self._ratios[group]
-        if not self._moves[group]:
-            ratio = ratio.detach()
-        merged: torch.Tensor = _Merge.apply(sft, rlhf, ratio, self.kernel, self.compute)
+        if self._moves[group] and torch.is_grad_enabled():
+            merged: torch.Tensor = _Merge.apply(sft, rlhf, ratio, self.method, self.compute)
+        else:
+            merged = _merged((sft, rlhf), float(ratio.detach()), self.method, self.compute)
         if torch.is_grad_enabled():
             self._live[merged.untyped_storage().data_ptr()] = (weakref.ref(merged), (sft, rlhf, float(ratio.detach())))
         return merged
+
+    def linear(self, module: Any, inputs: torch.Tensor) -> torch.Tensor:
+        """nn.Linear's forward (..., in) -> (..., out), its weight merged some rows at a time."""
+        (merging,) = module.parametrizations.weight
+        ratio, sft = self._ratios[merging.group], module.parametrizations.weight.original
+        if not self._moves[merging.group]:
+            ratio = ratio.detach()
+        output: torch.Tensor = _Linear.apply(inputs, (sft, merging.rlhf), ratio, self.method, self.compute)
+        return output if module.bias is None else output + module.bias
+
+    def embedding(self, module: Any, ids: torch.Tensor) -> torch.Tensor:
+        """nn.Embedding's forward: the rows that are asked for, merged."""
+        (merging,) = module.parametrizations.weight
+        sft, rlhf = (F.embedding(ids, t) for t in (module.parametrizations.weight.original, merging.rlhf))
+        return self.merge(sft, rlhf, merging.group)
 
     def _pack(self, saved: torch.Tensor) -> Any:
         """What autograd keeps of a merged weight: how to merge it again."""
@@ -92,7 +133,7 @@ class MergedModel:
         if isinstance(kept, torch.Tensor):
             return kept
         (sft, rlhf, ratio), size, stride, offset = kept
-        return _merged(sft, rlhf, ratio, self.kernel, self.compute).as_strided(size, stride, offset)
+        return _merged((sft, rlhf), ratio, self.method, self.compute).as_strided(size, stride, offset)
 
 
 class _Merge(torch.autograd.Function):
@@ -100,38 +141,98 @@ class _Merge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, sft: torch.Tensor, rlhf: torch.Tensor, ratio: torch.Tensor, kernel: Kernel, compute: torch.dtype
+        ctx: Any, sft: torch.Tensor, rlhf: torch.Tensor, ratio: torch.Tensor, method: Method, compute: torch.dtype
     ) -> torch.Tensor:
-        ctx.both, ctx.ratio, ctx.kernel = (sft, rlhf), float(ratio), kernel
-        return _merged(sft, rlhf, ctx.ratio, kernel, compute)
+        ctx.both, ctx.ratio, ctx.method = (sft, rlhf), float(ratio), method
+        return _merged(ctx.both, ctx.ratio, method, compute)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        sft, rlhf = (tensor.flatten() for tensor in ctx.both)
-        grad = grads[0].flatten()
-        total = torch.zeros((), dtype=torch.float64)
-        wide = torch.float64 if grad.dtype is torch.float64 else torch.float32
-        for begin in range(0, len(grad), CHUNK):
-            piece = slice(begin, begin + CHUNK)
-            with torch.enable_grad():
-                ratio = torch.tensor(ctx.ratio, dtype=wide, device=grad.device, requires_grad=True)
-                merged = ctx.kernel({"sft": sft[piece].to(wide), "rlhf": rlhf[piece].to(wide)}, ratio)
-                (slope,) = torch.autograd.grad(merged, ratio, grad[piece].to(wide))
-            total += slope.to("cpu", torch.float64)
-        return None, None, total, None, None
+        return None, None, _ratio_gradient(ctx.both, ctx.ratio, ctx.method, grads[0]), None, None
 
 
-def _merged(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float, kernel: Kernel, compute: torch.dtype) -> torch.Tensor:
-    """kernel(sft, rlhf) in the compute dtype; what is stored narrower is widened piece by piece and not rounded again."""
-    if sft.dtype == rlhf.dtype == compute:
-        return kernel({"sft": sft, "rlhf": rlhf}, ratio)
-    merged = torch.empty_like(sft, dtype=compute)
-    flat, a, b = merged.view(-1), sft.view(-1), rlhf.view(-1)
-    wide = torch.promote_types(compute, torch.float32)
-    for begin in range(0, len(flat), CHUNK):
-        piece = slice(begin, begin + CHUNK)
-        flat[piece] = kernel({"sft": a[piece].to(wide), "rlhf": b[piece].to(wide)}, ratio)
+class _Linear(torch.autograd.Function):
+    """inputs (..., in), weights (out, in) of both models, ratio -> inputs @ merged^T; the merged weight is never whole."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, both: Both, ratio: torch.Tensor, method: Method, compute: torch.dtype
+    ) -> torch.Tensor:
+        ctx.both, ctx.ratio, ctx.method, ctx.compute = both, float(ratio), method, compute
+        if ctx.needs_input_grad[2]:
+            ctx.save_for_backward(inputs)
+        rows = inputs.flatten(0, -2)
+        output = inputs.new_empty(len(rows), len(both[0]))
+        for part in _parts(both[0], compute):
+            torch.mm(rows, _merged(_part(both, part), ctx.ratio, method, compute).t(), out=output[:, part])
+        return output.view(*inputs.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        outer, inner, total = grads[0].flatten(0, -2), None, None
+        inputs = ctx.saved_tensors[0].flatten(0, -2) if ctx.needs_input_grad[2] else None
+        for part in _parts(ctx.both[0], ctx.compute):
+            given, both = outer[:, part], _part(ctx.both, part)
+            if inputs is not None:
+                slope = _ratio_gradient(both, ctx.ratio, ctx.method, given.t() @ inputs)
+                total = slope if total is None else total + slope
+            if ctx.needs_input_grad[0]:
+                weight = _merged(both, ctx.ratio, ctx.method, ctx.compute)
+                inner = given @ weight if inner is None else inner.addmm_(given, weight)
+        return None if inner is None else inner.view(*grads[0].shape[:-1], -1), None, total, None, None
+
+
+def _parts(weight: torch.Tensor, compute: torch.dtype) -> list[slice]:
+    """Rows of a weight that are merged at once; half precision is summed up in one go."""
+    rows, columns = weight.shape
+    step = rows if compute.itemsize < 4 else max(1, ROWS // columns)
+    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+def _part(both: Both, part: slice) -> Both:
+    return both[0][part], both[1][part]
+
+
+def _merged(both: Both, ratio: float, method: Method, compute: torch.dtype) -> torch.Tensor:
+    """A parameter in the compute dtype; what is stored narrower is widened piece by piece and not rounded again."""
+    end = method.copies.get(ratio)
+    if end is not None:
+        return both[0 if end == "sft" else 1].to(compute)
+    if both[0].dtype == both[1].dtype == compute:
+        return method.kernel({"sft": both[0], "rlhf": both[1]}, ratio)
+    merged, wide = torch.empty_like(both[0], dtype=compute), torch.promote_types(compute, torch.float32)
+    flat = merged.view(-1)
+    for piece, tensors in _widened(both, wide):
+        if compute == wide:
+            method.kernel(tensors, ratio, flat[piece])
+        else:
+            flat[piece] = method.kernel(tensors, ratio)
     return merged
+
+
+def _ratio_gradient(both: Both, ratio: float, method: Method, grad: torch.Tensor) -> torch.Tensor:
+    """<gradient of the merged tensor, its derivative in the ratio>, float64."""
+    flat, total = grad.flatten(), 0.0
+    wide = torch.promote_types(flat.dtype, torch.float32)
+    for piece, tensors in _widened(both, wide):
+        total += float(torch.dot(method.slope(tensors, ratio), flat[piece].to(wide)))
+    return torch.tensor(total, dtype=torch.float64)
+
+
+def _widened(both: Both, wide: torch.dtype) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
+    """Both, piece by piece, in memory that the next piece takes again; what has the dtype already is not copied."""
+    flat = [tensor.view(-1) for tensor in both]
+    size = min(_piece(flat[0]), len(flat[0])) or 1
+    room = [None if t.dtype == wide else torch.empty(size, dtype=wide, device=t.device) for t in flat]
+    for begin in range(0, len(flat[0]), size):
+        piece = slice(begin, min(begin + size, len(flat[0])))
+        count = piece.stop - piece.start
+        sft, rlhf = (t[piece] if r is None else r[:count].copy_(t[piece]) for t, r in zip(flat, room, strict=True))
+        yield piece, {"sft": sft, "rlhf": rlhf}
+
+
+def _piece(tensor: torch.Tensor) -> int:
+    return PIECE.get(tensor.device.type, LARGE_PIECE)
 
 
 class _Merging(nn.Module):
@@ -142,10 +243,10 @@ class _Merging(nn.Module):
     def __init__(self, rlhf: torch.Tensor, owner: MergedModel, group: int) -> None:
         super().__init__()
         self.register_buffer("rlhf", rlhf, persistent=False)
-        self._owner, self._group = owner, group
+        self._owner, self.group = owner, group
 
     def forward(self, sft: torch.Tensor) -> torch.Tensor:
-        return self._owner.merge(sft, self.rlhf, self._group)
+        return self._owner.merge(sft, self.rlhf, self.group)
 
 
 def load_merged_model(
@@ -171,8 +272,9 @@ def load_merged_model(
     sft = _load(plan, "sft", trust_remote_code)
     group_of = _parameter_groups(plan, sft, groups)
     rlhf = _load(plan, "rlhf", trust_remote_code)
-    kernel = method_kernel(plan.recipe.merge.method)
-    owner = MergedModel(sft, rows, kernel, compute or sft.dtype)
+    name = plan.recipe.merge.method
+    method = Method(method_kernel(name), method_slope(name), method_copies(name))
+    owner = MergedModel(sft, rows, method, compute or sft.dtype)
     theirs = dict(rlhf.named_parameters(remove_duplicate=False))
     saved, others = sft.state_dict().keys(), dict(rlhf.named_buffers())
     for name, buffer in sft.named_buffers():
@@ -180,13 +282,18 @@ def load_merged_model(
             owner.notes.append(f"{name!r} is a buffer that differs: the fit uses sft's, the merge averages it")
     for name, parameter in list(sft.named_parameters(remove_duplicate=False)):
         parameter.requires_grad_(False)
+        parameter.data = parameter.data.contiguous()
         if name not in theirs or theirs[name].shape != parameter.shape:
             hint = "do both configs name the same class and sizes?"
             raise CheckpointError(f"{name!r}, as transformers loads it, is another parameter in rlhf", hint)
     for name, group in group_of.items():
         path, _, leaf = name.rpartition(".")
-        merging = _Merging(theirs[name].detach(), owner, group)
-        parametrize.register_parametrization(sft.get_submodule(path), leaf, merging, unsafe=True)
+        module = sft.get_submodule(path)
+        usual = {nn.Linear: owner.linear, nn.Embedding: owner.embedding}.get(type(module)) if leaf == "weight" else None
+        merging = _Merging(theirs[name].detach().contiguous(), owner, group)
+        parametrize.register_parametrization(module, leaf, merging, unsafe=True)
+        if usual is not None:  # `module.weight` stays right for code that takes it by itself
+            module.forward = partial(usual, module)
     sft.eval().to(device)
     return owner
 

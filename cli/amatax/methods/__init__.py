@@ -6,6 +6,9 @@ tensor that may want a gradient), and the keyword-only arguments, with their typ
 `out` is memory that the result may use (it may be that of the last of NEEDS); a kernel may also ignore it. Nothing else is
 written to. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}. A kernel that reads half precision,
 computes in float32 and rounds once says TAKES_HALF = True, and gets such chunks as they are on disk.
+
+A method that `fit-ratios` may fit has a `slope(tensors, ratio, *, options)` beside its kernel: the derivative of its result in
+the ratio, of the chunk's shape and dtype.
 """
 
 from __future__ import annotations
@@ -27,6 +30,15 @@ def method_names() -> list[str]:
 def kernel(method: str) -> Callable[..., Any]:
     """The method's function."""
     return getattr(import_module(f"{__name__}.{method}"), method)
+
+
+def method_slope(method: str) -> Callable[..., Any]:
+    """The derivative of the method's function in the ratio.
+
+    Raises:
+        AttributeError: if the method has none.
+    """
+    return import_module(f"{__name__}.{method}").slope
 
 
 def method_needs(method: str) -> tuple[str, ...]:

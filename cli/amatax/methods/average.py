@@ -47,3 +47,13 @@ def average(
     near, far, factor = (sft, rlhf, ratio) if at >= 0 else (rlhf, sft, 1 - ratio)
     merged = (near.to(wide) - factor * (near.to(wide) - far.to(wide))).to(sft.dtype)
     return merged if out is None else out.copy_(merged)
+
+
+def slope(tensors: Mapping[str, torch.Tensor], ratio: float) -> torch.Tensor:
+    """d average / d ratio: rlhf - sft, which no ratio changes.
+
+    Args:
+        tensors: as for `average`.
+        ratio: where.
+    """
+    return tensors["rlhf"] - tensors["sft"]
