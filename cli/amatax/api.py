@@ -6,7 +6,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -265,28 +265,8 @@ def distill(
     prompts: str | PathLike[str],
     output: str | PathLike[str],
     *,
-    role: str = "rlhf",
-    n: int = 1,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    max_new_tokens: int = 512,
-    seed: int = 0,
-    raw: bool = False,
-    batch_size: int = 16,
-    device: str = "auto",
-    server: str | None = None,
-    server_model: str | None = None,
-    concurrency: int = 16,
-    retries: int = 5,
-    timeout: float = 600.0,
-    reward: str | None = None,
-    reward_model: str | None = None,
-    top: int | None = None,
-    draw: int | None = None,
-    most_bad: float = 0.0,
-    trust_remote_code: bool = False,
-    overwrite: bool = False,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> DistillResult:
     """Sample the proxy set D_theta of AMA (arXiv 2309.06256, Eq. 7): responses of the recipe's RLHF model to prompts.
 
@@ -296,73 +276,24 @@ def distill(
         recipe: a Recipe, a YAML file, or a mapping; one of its models answers, with the tokenizer of `output.tokenizer`.
         prompts: JSONL of `prompt` or `messages`.
         output: the JSONL file to write.
-        role: which model answers: rlhf, or sft for what `fit_ratios` is to keep.
-        n, temperature, top_p, max_new_tokens, seed, raw: see amatax.fitting.sampling.Sampling.
-        batch_size: samples at a time, for the model and for a reward model.
-        device: cpu, cuda, cuda:N, or auto.
-        server: the URL of an OpenAI-compatible server that answers instead.
-        server_model: its name there; the only one by default.
-        concurrency, retries, timeout: see amatax.fitting.serving.Server.
-        reward: FILE.py:function, a function (prompt, response) -> float.
-        reward_model: a folder or Hub id of a sequence-classification model with one label.
-        top: keep so many with the highest rewards.
-        draw: of those, draw so many.
-        most_bad: the share of bad lines in `prompts` that are skipped.
-        overwrite: replace another file at `output`, or other unfinished work.
+        options: n, temperature, server, reward, top, ...: the fields of amatax.fitting.distilling.DistillOptions.
 
     Raises:
         AmataxError: see amatax.errors.
+        TypeError: for an option that there is not.
     """
-    from amatax.fitting.distilling import Options, distil
-    from amatax.fitting.sampling import Sampling
-    from amatax.fitting.selection import Selection
+    from amatax.fitting.distilling import DistillOptions, distil
 
-    options = Options(
-        sampling=Sampling(n, temperature, top_p, max_new_tokens, seed, raw),
-        selection=Selection(top, draw),
-        role=role,
-        batch_size=batch_size,
-        device=device,
-        server=server,
-        server_model=server_model,
-        concurrency=concurrency,
-        retries=retries,
-        timeout=timeout,
-        reward=reward,
-        reward_model=reward_model,
-        most_bad=most_bad,
-        trust_remote_code=trust_remote_code,
-        overwrite=overwrite,
-    )
-    return distil(_recipe(recipe), Path(prompts), Path(output), options, watcher or Watcher())
+    return distil(_recipe(recipe), Path(prompts), Path(output), DistillOptions(**options), watcher or Watcher())
 
 
 def fit_ratios(
     recipe: RecipeSource,
     output: str | PathLike[str],
     *,
-    data: str | PathLike[str] | None = None,
-    alpha: float | Sequence[float] = (),
-    keep: str | PathLike[str] | None = None,
-    max_kl: float | Sequence[float] = (),
-    keep_weight: float | None = None,
-    blocks: int | None = None,
-    groups: bool = False,
-    free_head: bool = False,
-    weigh_by_layers: bool = False,
-    holdout: float | str | PathLike[str] | None = None,
-    max_length: int | None = 2048,
-    most_bad: float = 0.0,
-    raw: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-    compute: str | None = None,
-    batch_tokens: int = 4096,
-    checkpointing: bool = False,
     picture: str | PathLike[str] | None = None,
-    trust_remote_code: bool = False,
-    overwrite: bool = False,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> FitResult:
     """Fill in a recipe's ratios by maximum likelihood on responses of the RLHF model (AMA, arXiv 2309.06256, Eq. 8).
 
@@ -370,53 +301,22 @@ def fit_ratios(
         recipe: a Recipe, a YAML file, or a mapping.
         output: the recipe to write; with several alphas NAME-ALPHA.yaml beside it.
         picture: a PNG to draw; with several alphas NAME-ALPHA.png beside it.
-        data, blocks, ...: see amatax.fitting.job.Options.
-        alpha: the mean share of RLHF that is held, or several; with `keep` it is found, unless it is given.
-        keep, max_kl, keep_weight: a tax-aware fit (beyond the paper): what SFT says there may change by so much.
+        options: data, alpha, keep, blocks, ...: the fields of amatax.fitting.options.FitOptions.
 
     Raises:
         AmataxError: see amatax.errors.
+        TypeError: for an option that there is not.
     """
-    from amatax.fitting.job import Options, fit_job
+    from amatax.fitting.job import fit_job
+    from amatax.fitting.options import FitOptions
 
-    watcher = watcher or Watcher()
     png = Path(picture) if picture is not None else None
     if png is not None and (png.suffix.lower() != ".png" or not png.resolve().parent.is_dir()):
         raise OutputError(f"{png}: no PNG file can be written there", "name a .png in a folder that exists")
-    loaded = _recipe(recipe)
     source = Path(recipe) if isinstance(recipe, str | PathLike) else None
-    result = fit_job(
-        loaded,
-        source.read_text(encoding="utf-8") if source else "",
-        source,
-        Path(output),
-        Options(
-            data=Path(data) if data is not None else None,
-            alphas=tuple(alpha) if isinstance(alpha, Sequence) else (alpha,),
-            keep=Path(keep) if keep is not None else None,
-            max_kl=tuple(max_kl) if isinstance(max_kl, Sequence) else (max_kl,),
-            keep_weight=keep_weight,
-            blocks=blocks,
-            groups=groups,
-            free_head=free_head,
-            weigh_by_layers=weigh_by_layers,
-            holdout=Path(holdout) if isinstance(holdout, str | PathLike) else holdout,
-            max_length=max_length,
-            raw=raw,
-            most_bad=most_bad,
-            seed=seed,
-            device=device,
-            compute=compute,
-            batch_tokens=batch_tokens,
-            checkpointing=checkpointing,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-        ),
-        start=watcher.start,
-        advance=watcher.advance,
-        wait=watcher.wait,
-        say=watcher.say,
-    )
+    loaded = _recipe(recipe)
+    text = source.read_text(encoding="utf-8") if source else ""
+    result = fit_job(loaded, text, source, Path(output), FitOptions(**options), watcher or Watcher())
     if png is not None:
         from amatax.fitting.picture import draw
 

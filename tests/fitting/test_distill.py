@@ -452,11 +452,14 @@ def test_no_room_and_not_a_number(distill: Distill, some_prompts: Write, tmp_pat
 def test_out_of_memory_names_the_batch_size() -> None:
     import torch
 
-    from amatax.fitting.generation import memory_hint
+    from amatax.fitting.memory import memory_hint, sampling_hint
 
     cpu = torch.device("cpu")
-    with pytest.raises(AmataxError, match="out of memory on cpu with 16 samples") as caught, memory_hint(16, cpu):
+    with (
+        pytest.raises(AmataxError, match="out of memory on cpu with 16 samples") as caught,
+        memory_hint(*sampling_hint(16, cpu)),
+    ):
         torch.empty(1 << 60, dtype=torch.int8)  # an exbibyte: the allocator's own words
     assert "--batch-size 8" in caught.value.hint
-    with pytest.raises(RuntimeError, match="something else"), memory_hint(16, torch.device("cpu")):
+    with pytest.raises(RuntimeError, match="something else"), memory_hint("", ""):
         raise RuntimeError("something else")

@@ -56,7 +56,7 @@ def test_as_good_as_the_best_of_a_grid(samples: list[Sample], merged: tuple[Vari
     """Every (a1, a2, a3) on the 0.2 grid with mean 0.4 against the fit on the same samples."""
     variables, model = merged
     data = samples[:16]
-    found = fit(model, variables, data, [], 0.4, Passes(None, {}))
+    found = fit(model, variables, data, [], 0.4, Passes(None, {}), watcher=api.Watcher())
     grid = [g for g in itertools.product(range(6), repeat=3) if sum(g) == 6]
     nlls = []
     for point in grid:
@@ -74,7 +74,7 @@ def test_one_block_is_uniform(samples: list[Sample]) -> None:
     plan = make_plan(load_recipe(RECIPE))
     variables = choose_variables(plan.ratios, plan.model, 1, groups=False, free_head=False, weigh_by_layers=False)
     model = load_merged_model(plan, *tensor_groups(plan, variables), compute=torch.float32)
-    found = fit(model, variables, samples[:8], samples[8:18], 0.3, Passes(None, {}))
+    found = fit(model, variables, samples[:8], samples[8:18], 0.3, Passes(None, {}), watcher=api.Watcher())
     assert found.values == [0.3]
     assert found.fitted.fitted == found.fitted.uniform
     assert found.verdict == "indistinguishable"
@@ -262,7 +262,9 @@ def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple
     """KL(SFT || merged) is at most what was allowed, and no uniform average within it explains the data better."""
     variables, model = merged
     data, kept = samples[:12], samples[12:24]
-    found = fit(model, variables, data, [], None, Passes(None, {}), keep=Keep(kept, [], most=0.05))
+    found = fit(
+        model, variables, data, [], None, Passes(None, {}), watcher=api.Watcher(), keep=Keep(kept, [], most=0.05)
+    )
     rows = {row.name: row for row in found.tradeoff}
     assert rows["sft"].kl == pytest.approx(0, abs=1e-6)
     assert rows["tax-aware"].kl <= 0.05 * 1.01

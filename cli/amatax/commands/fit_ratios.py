@@ -11,8 +11,8 @@ import typer
 from amatax.commands.text import bar, columns
 
 if TYPE_CHECKING:
-    from amatax.fitting.fit import Part
     from amatax.fitting.job import Fitted
+    from amatax.fitting.result import Part
 
 WORDS = {
     "better": "better than {} on prompts that were not fitted",

@@ -25,11 +25,32 @@ MANY = 0.2  # share of responses cut off from which it is worth a word
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a proxy set is distilled; see amatax.api.distill."""
+class DistillOptions:
+    """How a proxy set is distilled.
 
-    sampling: Sampling
-    selection: Selection
+    Attributes:
+        n, temperature, top_p, max_new_tokens, seed, raw: see amatax.fitting.sampling.Sampling.
+        role: which model answers: rlhf, or sft for what `fit_ratios` is to keep.
+        batch_size: samples at a time, for the model and for a reward model.
+        device: cpu, cuda, cuda:N, or auto.
+        server: the URL of an OpenAI-compatible server that answers instead.
+        server_model: its name there; the only one by default.
+        concurrency, retries, timeout: see amatax.fitting.serving.Server.
+        reward: FILE.py:function, a function (prompt, response) -> float.
+        reward_model: a folder or Hub id of a sequence-classification model with one label.
+        top: keep so many with the highest rewards.
+        draw: of those, draw so many.
+        most_bad: the share of bad lines in the prompts that are skipped.
+        trust_remote_code: let transformers run the checkpoint's own code.
+        overwrite: replace another file at the output, or other unfinished work.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+    raw: bool = False
     role: str = "rlhf"
     batch_size: int = 16
     device: str = "auto"
@@ -40,9 +61,21 @@ class Options:
     timeout: float = 600.0
     reward: str | None = None
     reward_model: str | None = None
+    top: int | None = None
+    draw: int | None = None
     most_bad: float = 0.0
     trust_remote_code: bool = False
     overwrite: bool = False
+
+    @property
+    def sampling(self) -> Sampling:
+        """How responses are drawn."""
+        return Sampling(self.n, self.temperature, self.top_p, self.max_new_tokens, self.seed, self.raw)
+
+    @property
+    def selection(self) -> Selection:
+        """Which of them are kept."""
+        return Selection(self.top, self.draw)
 
 
 @dataclass
@@ -66,7 +99,7 @@ class DistillResult:
     notes: list[str] = field(default_factory=list)
 
 
-def distil(recipe: Recipe, prompts: Path, output: Path, options: Options, watcher: Watching) -> DistillResult:
+def distil(recipe: Recipe, prompts: Path, output: Path, options: DistillOptions, watcher: Watching) -> DistillResult:
     """Sample, score, select, write; what an earlier run has done of the same job is kept.
 
     Raises:
@@ -110,7 +143,7 @@ def distil(recipe: Recipe, prompts: Path, output: Path, options: Options, watche
     return DistillResult(output, summary, already, kept, time.perf_counter() - began, notes)
 
 
-def _check(options: Options) -> None:
+def _check(options: DistillOptions) -> None:
     """Raises AmataxError for options that do not go together."""
     if options.reward and options.reward_model:
         raise AmataxError("--reward and --reward-model are two rewards", "choose one")
@@ -154,7 +187,7 @@ def _fill(
 
 
 def _conclude(
-    records: list[Record], options: Options, journal: Journal, rewards: Mapping[int, float]
+    records: list[Record], options: DistillOptions, journal: Journal, rewards: Mapping[int, float]
 ) -> tuple[list[int], Summary]:
     """What is selected, and the summary.
 
@@ -171,7 +204,7 @@ def _conclude(
     return selected, summarise(records, sampling.n, journal.samples, rewards, selected)
 
 
-def _notes(summary: Summary, options: Options) -> list[str]:
+def _notes(summary: Summary, options: DistillOptions) -> list[str]:
     """What is worth saying of a result."""
     notes = []
     top, draw = options.selection.top, options.selection.draw

@@ -3,61 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import torch
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from amatax.fitting.evidence import Interval, paired_bootstrap, ratio_intervals, verdict
-from amatax.fitting.likelihood import Measured, measure
 from amatax.fitting.merged_model import MergedModel
 from amatax.fitting.optimum import Optimum, corners, distinct, feasible, minimise
 from amatax.fitting.passes import Passes
+from amatax.fitting.problem import Problem
+from amatax.fitting.result import Fit, Part, Tradeoff
 from amatax.fitting.samples import Sample
+from amatax.fitting.sampling import Watching
 from amatax.fitting.variables import PLACES, Variables, exact_mean
-from amatax.recipes.schema import Ratios
 
 FIRST_LOOK = 32  # samples that the first look and the rough descents see
 STARTS = 3  # rough descents
 ROUGH, FINE = 1e-4, 1e-6  # nats per token: where a descent stops; float32 tells no less than 1e-7 apart
 ROUGH_STEPS, FINE_STEPS = 20, 60
-
-
-@dataclass
-class Part:
-    """NLL in nats per response token on one part of the data.
-
-    Attributes:
-        samples, tokens: how many.
-        sft, rlhf, uniform, fitted: of the two models, of every block at alpha, and of the fit. Where a bound on the tax decides
-            alpha, uniform is the one that just keeps to the bound.
-        gain: fitted minus uniform, with its paired bootstrap interval over prompts.
-    """
-
-    samples: int
-    tokens: int
-    sft: float
-    rlhf: float
-    uniform: float
-    fitted: float
-    gain: Interval
-
-
-@dataclass
-class Tradeoff:
-    """Where some ratios stand between the two models, on samples that were not fitted (if there are any).
-
-    Attributes:
-        name: sft, rlhf, uniform, plain (a fit that knows nothing of the tax, at the same mean), tax-aware.
-        alpha: the mean of the ratios.
-        nll: on the RLHF model's responses, nats per response token.
-        kl: mean KL(SFT || merged) on the kept prompts, nats per response token.
-    """
-
-    name: str
-    alpha: float
-    nll: float
-    kl: float
+HALVINGS = 8  # of the level at which a uniform average keeps to a bound
 
 
 @dataclass(frozen=True)
@@ -76,46 +39,6 @@ class Keep:
     weight: float | None = None
 
 
-@dataclass
-class Fit:
-    """A finished fit.
-
-    Attributes:
-        alpha: the mean of the ratios; held, but for a tax-aware fit that was left free to find it.
-        names: of the unknowns.
-        values: their ratios, as written into the recipe.
-        intervals: 95 % sandwich intervals; None at a bound, or where the likelihood does not tell.
-        ratios: the recipe's `merge.ratios`.
-        fitted: what was found on the fitted part.
-        held_out: on the part that was never fitted; None without one.
-        verdict: fitted against uniform, held out: better, worse, indistinguishable, or too few prompts; else "not tested".
-        optima: how many distinct optima the rough descents ended in.
-        path: what is minimised on the fitted part, at each evaluation of the last descent.
-        passes: passes with gradients that were made.
-        found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average that just keeps to the bound.
-        tradeoff: of a tax-aware fit.
-        bound, weight: what it kept to.
-        notes: what a careful user wants to know.
-    """
-
-    alpha: float
-    names: list[str]
-    values: list[float]
-    intervals: list[Interval | None]
-    ratios: Ratios
-    fitted: Part
-    held_out: Part | None
-    verdict: str
-    optima: int
-    path: list[float]
-    passes: int
-    found_alpha: bool = False
-    tradeoff: list[Tradeoff] = field(default_factory=list)
-    bound: float | None = None
-    weight: float | None = None
-    notes: list[str] = field(default_factory=list)
-
-
 def fit(
     merged: MergedModel,
     variables: Variables,
@@ -124,13 +47,11 @@ def fit(
     alpha: float | None,
     journal: Passes,
     *,
+    watcher: Watching,
     keep: Keep | None = None,
     seed: int = 0,
     begin: Sequence[float] | None = None,
     batch_tokens: int = 4096,
-    start: Callable[[int], None] = lambda total: None,
-    advance: Callable[[int], None] = lambda n: None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Fit:
     """Find the ratios.
 
@@ -141,155 +62,128 @@ def fit(
         held: those that never are; may be none.
         alpha: the mean that is held; None, with `keep`: it is found.
         journal: of earlier passes.
+        watcher: told the samples of a pass, those that are done, and what is going on.
         keep: what must stay of SFT (beyond the paper).
         seed: of the first look's samples and of the bootstrap.
         begin: the optimum of a neighbouring alpha, to start from instead of looking around.
         batch_tokens: tokens of a batch.
-        start, advance: told the samples of a pass, and those that are done.
-        say: told what is going on.
     """
-    shares = [float(share) for share in variables.shares]
-    count = len(shares)
     few = sorted(random.Random(seed).sample(range(len(train)), min(FIRST_LOOK, len(train))))
-    parts = {"fit": list(train), "held": list(held), "look": [train[i] for i in few]}
+    parts = {"fit": train, "held": held, "look": [train[i] for i in few]}
     if keep is not None:
-        parts |= {"keep": list(keep.train), "keep held": list(keep.held)}
-    made = 0
+        parts |= {"keep": keep.train, "keep held": keep.held}
+    problem = Problem(merged, variables, parts, journal, batch_tokens, watcher)
+    merged.hold_mean(problem.shares if alpha is not None else None)
 
-    def passed(part: str, values: Sequence[float], gradient: bool = False, end: float | None = None) -> Measured:
-        """One pass over a part; `end` is 0 or 1 for the two models themselves."""
-        nonlocal made
-
-        def run() -> Measured:
-            nonlocal made
-            made += gradient
-            with torch.no_grad():
-                merged.variables.copy_(torch.tensor(list(values), dtype=torch.float64))
-            start(len(parts[part]))
-            fixed = None if end is None else merged.everywhere(end)
-            return measure(
-                merged,
-                parts[part],
-                fixed,
-                gradient=gradient,
-                divergence=part.startswith("keep"),
-                batch_tokens=batch_tokens,
-                advance=advance,
-            )
-
-        return journal.measured(part if end is None else f"{part} {end:g}", list(values), gradient, run)
-
-    def objective(part: str) -> Callable[[list[float]], tuple[float, list[float]]]:
-        def evaluate(values: list[float]) -> tuple[float, list[float]]:
-            found = passed(part, values, True)
-            assert found.gradient is not None
-            if keep is None or keep.weight is None or part.startswith("keep"):
-                return found.mean, found.gradient.tolist()
-            tax = passed("keep", values, True)
-            assert tax.gradient is not None
-            return found.mean + keep.weight * tax.mean, (found.gradient + keep.weight * tax.gradient).tolist()
-
-        return evaluate
-
-    found_alpha = alpha is None
-    merged.hold_mean(shares if alpha is not None else None)
-    limit = (objective("keep"), keep.most) if keep is not None and keep.most is not None else None
-    level = alpha if alpha is not None else _level(lambda a: passed("keep", variables.uniform(a)).mean, keep)
-    uniform = feasible(variables.uniform(level), shares, alpha)
-    rough: list[Optimum] = []
-    if begin is None and alpha is not None and keep is None and sum(1 for s in shares if s) + (0 in shares) > 1:
-        say("a first look around")
-        looks = sorted((passed("look", point).mean, point) for point in corners(count, shares, alpha))
-        starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
-        rough = [minimise(objective("look"), s, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS) for s in starts]
-    optima = distinct(rough)
-    say("fitting")
-    first = begin if begin is not None else optima[0].values if optima else uniform
-    best = minimise(objective("fit"), first, shares, alpha, tolerance=FINE, most=FINE_STEPS, limit=limit)
+    optima = _look_around(problem, alpha) if begin is None and alpha is not None and keep is None else []
+    uniform = feasible(variables.uniform(_level(problem, alpha, keep)), problem.shares, alpha)
+    watcher.say("fitting")
+    best = minimise(
+        problem.objective("fit", keep.weight if keep else None),
+        begin if begin is not None else optima[0].values if optima else uniform,
+        problem.shares,
+        alpha,
+        tolerance=FINE,
+        most=FINE_STEPS,
+        limit=(problem.objective("keep"), keep.most) if keep is not None and keep.most is not None else None,
+    )
+    bounded = alpha is None and keep is not None and keep.most is not None
     if alpha is None:
-        alpha = round(sum(s * v for s, v in zip(shares, best.values, strict=True)), PLACES)
-        if limit is None:
+        alpha = round(problem.mean_ratio(best.values), PLACES)
+        if not bounded:
             uniform = variables.uniform(alpha)
     values = exact_mean(best.values, variables.shares, alpha)
-    if keep is None and passed("fit", values).mean > passed("fit", uniform).mean:
+    if keep is None and problem.measured("fit", values).mean > problem.measured("fit", uniform).mean:
         values = exact_mean(uniform, variables.shares, alpha)
 
-    say("how sure it is")
-    prompts = [sample.prompt for sample in train]
-    intervals: list[Interval | None] = [None] * count
+    watcher.say("how sure it is")
+    intervals: list[Interval | None] = [None] * len(values)
     if keep is None:  # of a bounded fit the bound decides, not the likelihood's curvature
-        intervals = ratio_intervals(lambda point: passed("fit", point, True), values, shares, prompts, held=any(shares))
-
-    def report(part: str) -> Part:
-        one, other = passed(part, values), passed(part, uniform)
-        keys = [sample.prompt for sample in parts[part]]
-        sft, rlhf = (passed(part, uniform, end=end).mean for end in (0.0, 1.0))
-        gain = paired_bootstrap(one, other, keys, seed)
-        return Part(
-            samples=len(keys),
-            tokens=int(one.tokens.sum()),
-            sft=sft,
-            rlhf=rlhf,
-            uniform=other.mean,
-            fitted=one.mean,
-            gain=gain,
+        intervals = ratio_intervals(
+            lambda point: problem.measured("fit", point, gradient=True),
+            values,
+            problem.shares,
+            problem.prompts("fit"),
+            held=any(problem.shares),
         )
-
-    held_out = report("held") if held else None
-    tradeoff: list[Tradeoff] = []
-    if keep is not None:
-        say("a plain fit at the same mean, to compare with")
-        plain = minimise(objective_plain(passed), values, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS).values
-        data, kept = "held" if held else "fit", "keep held" if keep.held else "keep"
-        for name, mean, point, end in (
-            ("sft", 0.0, uniform, 0.0),
-            ("rlhf", 1.0, uniform, 1.0),
-            ("uniform", sum(s * v for s, v in zip(shares, uniform, strict=True)), uniform, None),
-            ("plain", alpha, plain, None),
-            ("tax-aware", alpha, values, None),
-        ):
-            nll, kl = passed(data, point, end=end).mean, passed(kept, point, end=end).mean
-            tradeoff.append(Tradeoff(name, mean, nll, kl))
+    held_out = _part(problem, "held", values, uniform, seed) if held else None
     return Fit(
         alpha=alpha,
         names=variables.names,
         values=values,
         intervals=intervals,
         ratios=variables.ratios(values),
-        fitted=report("fit"),
+        fitted=_part(problem, "fit", values, uniform, seed),
         held_out=held_out,
-        verdict=verdict(held_out.gain, len({sample.prompt for sample in held})) if held_out else "not tested",
+        verdict=verdict(held_out.gain, len(set(problem.prompts("held")))) if held_out else "not tested",
         optima=len(optima),
         path=best.path,
-        passes=made,
-        found_alpha=found_alpha and limit is not None,
-        tradeoff=tradeoff,
+        found_alpha=bounded,
+        tradeoff=_tradeoff(problem, values, uniform, alpha) if keep is not None else [],
         bound=keep.most if keep else None,
         weight=keep.weight if keep else None,
+        passes=problem.made,
     )
 
 
-def objective_plain(
-    passed: Callable[[str, Sequence[float], bool], Measured],
-) -> Callable[[list[float]], tuple[float, list[float]]]:
-    """The NLL alone."""
+def _look_around(problem: Problem, alpha: float) -> list[Optimum]:
+    """Distinct optima of a few samples, best first: the likelihood is not convex in the ratios."""
+    shares = problem.shares
+    if sum(1 for share in shares if share) + (0 in shares) < 2:
+        return []  # one block at a held mean cannot move
+    problem.watcher.say("a first look around")
+    uniform = feasible(problem.variables.uniform(alpha), shares, alpha)
+    looks = sorted((problem.measured("look", point).mean, point) for point in corners(len(shares), shares, alpha))
+    starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
+    look = problem.objective("look")
+    return distinct([minimise(look, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS) for start in starts])
 
-    def evaluate(values: list[float]) -> tuple[float, list[float]]:
-        found = passed("fit", values, True)
-        assert found.gradient is not None
-        return found.mean, found.gradient.tolist()
 
-    return evaluate
-
-
-def _level(kl: Callable[[float], float], keep: Keep | None) -> float:
-    """Where a fit that is free to find alpha begins: uniform at the bound, or in the middle."""
+def _level(problem: Problem, alpha: float | None, keep: Keep | None) -> float:
+    """Of the uniform average that the fit is compared with: alpha, the one that just keeps to a bound, or the middle."""
+    if alpha is not None:
+        return alpha
     if keep is None or keep.most is None:
         return 0.5
     low, high = 0.0, 1.0
-    if kl(high) <= keep.most:
+    if problem.measured("keep", problem.variables.uniform(high)).mean <= keep.most:
         return high
-    for _ in range(8):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if kl(middle) <= keep.most else (low, middle)
+        kept = problem.measured("keep", problem.variables.uniform(middle)).mean <= keep.most
+        low, high = (middle, high) if kept else (low, middle)
     return low
+
+
+def _part(problem: Problem, part: str, values: Sequence[float], uniform: Sequence[float], seed: int) -> Part:
+    """The fit beside uniform and the two models on one part."""
+    one, other = problem.measured(part, values), problem.measured(part, uniform)
+    sft, rlhf = (problem.measured(part, uniform, end=end).mean for end in (0.0, 1.0))
+    return Part(
+        samples=len(problem.parts[part]),
+        tokens=int(one.tokens.sum()),
+        sft=sft,
+        rlhf=rlhf,
+        uniform=other.mean,
+        fitted=one.mean,
+        gain=paired_bootstrap(one, other, problem.prompts(part), seed),
+    )
+
+
+def _tradeoff(problem: Problem, values: list[float], uniform: list[float], alpha: float) -> list[Tradeoff]:
+    """A tax-aware fit beside the models, the uniform average, and a fit that knows nothing of the tax."""
+    problem.watcher.say("a plain fit at the same mean, to compare with")
+    plain = minimise(problem.objective("fit"), values, problem.shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS).values
+    data = "held" if problem.parts["held"] else "fit"
+    kept = "keep held" if problem.parts["keep held"] else "keep"
+    found = []
+    for name, mean, point, end in (
+        ("sft", 0.0, uniform, 0.0),
+        ("rlhf", 1.0, uniform, 1.0),
+        ("uniform", problem.mean_ratio(uniform), uniform, None),
+        ("plain", alpha, plain, None),
+        ("tax-aware", alpha, values, None),
+    ):
+        nll, kl = (problem.measured(part, point, end=end).mean for part in (data, kept))
+        found.append(Tradeoff(name, mean, nll, kl))
+    return found

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers
 
 from amatax.checkpoints.checkpoint import Checkpoint
-from amatax.errors import AmataxError, CheckpointError, DataError, NonFiniteError
+from amatax.errors import DataError, NonFiniteError
+from amatax.fitting.loading import load_model
+from amatax.fitting.memory import memory_hint, sampling_hint
 from amatax.fitting.records import Record
 from amatax.fitting.sampling import Sample, Sampling, seed_of
-from amatax.fitting.tokens import end_tokens, first_line
+from amatax.fitting.tokens import end_tokens
 
 Tick = Callable[[int], None]  # told now and then how many samples have ended since
 
@@ -92,8 +93,8 @@ def sample_batches(
         DataError: if a prompt does not fit the model.
         AmataxError: out of memory.
     """
-    with memory_hint(len(batches[0]), device):
-        model = load_model(checkpoint, device, trust_remote_code=trust_remote_code)
+    with memory_hint(*sampling_hint(len(batches[0]), device)):
+        model = load_model(checkpoint, trust_remote_code=trust_remote_code).to(device)
     ends = end_tokens(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     # nothing of the checkpoint's own habits (top_k, repetition_penalty): the proxy set is drawn from the model as it is
@@ -112,7 +113,7 @@ def sample_batches(
             told += ended
             tick(ended)
 
-        with memory_hint(len(batch), device), torch.inference_mode():
+        with memory_hint(*sampling_hint(len(batch), device)), torch.inference_mode():
             output = model.generate(
                 input_ids=torch.tensor([[pad] * (longest - len(ids)) + ids for ids in asked], device=device),
                 attention_mask=torch.tensor(
@@ -128,60 +129,6 @@ def sample_batches(
             _sample(tokenizer, item, row, set(ends))
             for item, row in zip(batch, output[:, longest:].tolist(), strict=True)
         ]
-
-
-def load_model(checkpoint: Checkpoint, device: torch.device, *, trust_remote_code: bool) -> Any:
-    """The whole model on one device, in evaluation mode.
-
-    Raises:
-        CheckpointError: if it cannot be loaded, misses weights, or generates no text.
-    """
-    name = checkpoint.loaded_by
-    model_class = getattr(transformers, name, transformers.AutoModelForCausalLM)
-    try:
-        model, info = model_class.from_pretrained(
-            checkpoint.folder, dtype="auto", output_loading_info=True, trust_remote_code=trust_remote_code
-        )
-        model = model.to(device).eval()
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise CheckpointError(
-            f"{checkpoint.ref}: transformers cannot load it: {first_line(error)}", "is it a model that generates text?"
-        ) from error
-    if info.get("missing_keys"):
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(
-            f"{checkpoint.ref}: {len(missing)} weights are missing, first {missing[0]!r}",
-            "transformers would fill them with random numbers: save the checkpoint again",
-        )
-    if not model.can_generate() or model.config.is_encoder_decoder:
-        raise CheckpointError(
-            f"{checkpoint.ref}: {type(model).__name__} is no causal language model",
-            "responses are sampled from models like LlamaForCausalLM",
-        )
-    return model
-
-
-@contextmanager
-def memory_hint(batch_size: int, device: torch.device) -> Iterator[None]:
-    """Out of memory as an AmataxError that says what to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        smaller = f"--batch-size {max(1, batch_size // 2)}" if batch_size > 1 else "another --device"
-        raise AmataxError(
-            f"out of memory on {device} with {batch_size} samples at a time",
-            f"try {smaller}: the same command continues with what is done",
-        ) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an exception says; torch has no class of its own for it on the CPU."""
-    words = ("not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _room(model: Any, records: Sequence[Record], prompts: Sequence[list[int]]) -> int | None:

@@ -37,6 +37,16 @@ class Measured:
         """Nats per response token: sum over samples / number of response tokens (the data files' definition)."""
         return float(self.sums.sum() / self.tokens.sum())
 
+    def slope(self) -> list[float]:
+        """`gradient` as numbers.
+
+        Raises:
+            ValueError: of a pass without gradients.
+        """
+        if self.gradient is None:
+            raise ValueError("a pass without gradients")
+        return [float(number) for number in self.gradient]
+
 
 def measure(
     merged: MergedModel,

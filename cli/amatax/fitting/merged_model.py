@@ -7,6 +7,7 @@ its gradient goes straight into one number per group, d L/d ratio = <d L/d W, d 
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from amatax.checkpoints.dtypes import INTEGER
 from amatax.errors import CheckpointError
+from amatax.fitting.loading import load_model
 from amatax.methods import kernel as method_kernel
 from amatax.methods import method_copies, method_slope
 from amatax.planning.plan import Plan
@@ -27,7 +29,6 @@ from amatax.planning.plan import Plan
 PIECE = {"cpu": 1 << 19}  # elements that are widened at once: what the second-level cache holds
 LARGE_PIECE = 1 << 24  # on other devices
 ROWS = 1 << 21  # elements of a weight that a product takes at once: enough for its full speed
-LOADS = "does transformers load it by itself? A checkpoint with code of its own needs --trust-remote-code"
 Both = tuple[torch.Tensor, torch.Tensor]  # a parameter of SFT and of RLHF
 
 
@@ -299,17 +300,11 @@ def load_merged_model(
 
 
 def _load(plan: Plan, role: str, trust_remote_code: bool) -> Any:
-    import transformers
-
+    """One of the two, in a dtype that rounds nothing."""
     checkpoint = plan.checkpoints[role]
-    model_class = getattr(transformers, checkpoint.loaded_by, transformers.AutoModelForCausalLM)
     stored = {entry.dtype for entry in checkpoint.tensors.values()}
-    dtype = torch.float64 if "F64" in stored else torch.float32 if "F32" in stored else "auto"  # nothing is rounded
-    try:
-        return model_class.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{role} ({checkpoint.ref}): transformers cannot load it: {reason}", LOADS) from error
+    dtype = torch.float64 if "F64" in stored else torch.float32 if "F32" in stored else "auto"
+    return load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _parameter_groups(plan: Plan, model: Any, groups: dict[str, int]) -> dict[str, int]:
@@ -330,4 +325,6 @@ def _parameter_groups(plan: Plan, model: Any, groups: dict[str, int]) -> dict[st
                 "give all of them one ratio: drop the override or the group that tells them apart",
             )
         found[name] = int(first)
+    del marked, parameter, first
+    gc.collect()  # modules point at each other: without this a third model stays
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amatax.errors import MissingExtraError
-from amatax.fitting.fit import Fit
+from amatax.fitting.result import Fit
 
 
 def draw(found: Fit, path: Path) -> None:

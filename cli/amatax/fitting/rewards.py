@@ -22,7 +22,7 @@ from amatax.fitting.records import Record
 from amatax.recipes.schema import is_folder
 
 if TYPE_CHECKING:
-    from amatax.fitting.distilling import Options
+    from amatax.fitting.distilling import DistillOptions
 
 Pair = tuple[int, Record, str]  # item, whose prompt, response
 AT_ONCE = 64  # calls of a function between two lines of progress
@@ -45,7 +45,7 @@ class Scorer:
     notes: list[str]
 
 
-def open_scorer(options: Options) -> Scorer | None:
+def open_scorer(options: DistillOptions) -> Scorer | None:
     """The reward that the options name, if they name one.
 
     Raises:

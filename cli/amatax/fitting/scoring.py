@@ -11,7 +11,8 @@ import transformers
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.errors import CheckpointError, DataError
-from amatax.fitting.generation import memory_hint, out_of_memory
+from amatax.fitting.loading import load_model
+from amatax.fitting.memory import memory_hint, sampling_hint
 from amatax.fitting.rewards import Pair
 from amatax.fitting.tokens import first_line, open_tokenizer
 from amatax.streaming.stream import pick_device
@@ -56,8 +57,8 @@ def score_batches(
     """
     where = pick_device(device)
     tokenizer = open_reward_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    with memory_hint(batch_size, where):
-        model = _load(checkpoint, where, trust_remote_code)
+    with memory_hint(*sampling_hint(batch_size, where)):
+        model = load_model(checkpoint, reward=True, trust_remote_code=trust_remote_code).to(where)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longer = 0
     for i in range(0, len(pairs), batch_size):
@@ -76,28 +77,6 @@ def score_batches(
         yield {item: reward for (item, _, _), reward in zip(batch, logits, strict=True)}
     if longer:
         notes.append(f"{longer} conversations are longer than the reward model's {limit} positions: it read their ends")
-
-
-def _load(checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool) -> Any:
-    try:
-        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            checkpoint.folder, dtype="auto", output_loading_info=True, trust_remote_code=trust_remote_code
-        )
-        model = model.to(device).eval()
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise CheckpointError(
-            f"{checkpoint.ref}: transformers cannot load it: {first_line(error)}",
-            "name a sequence-classification model with one label",
-        ) from error
-    if info.get("missing_keys"):
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(
-            f"{checkpoint.ref}: {len(missing)} weights are missing, first {missing[0]!r}",
-            "this is no reward model: transformers would fill the head with random numbers",
-        )
-    return model
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, str]], response: str, line: int) -> list[int]:
@@ -121,7 +100,7 @@ def _logits(model: Any, tokenizer: Any, rows: list[list[int]], device: torch.dev
         used = {token for row in rows for token in row}
         pad = next((token for token in range(len(tokenizer)) if token not in used), 0)
     longest = max(map(len, rows))
-    with memory_hint(len(rows), device), torch.inference_mode(), _padding(config, pad):
+    with memory_hint(*sampling_hint(len(rows), device)), torch.inference_mode(), _padding(config, pad):
         output = model(
             input_ids=torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device),
             attention_mask=torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device),

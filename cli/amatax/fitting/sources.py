@@ -13,7 +13,7 @@ from amatax.fitting.sampling import Sample, Watching
 from amatax.recipes.schema import Recipe
 
 if TYPE_CHECKING:
-    from amatax.fitting.distilling import Options
+    from amatax.fitting.distilling import DistillOptions
 
 
 class LocalModel:
@@ -23,7 +23,7 @@ class LocalModel:
         notes: for the user.
     """
 
-    def __init__(self, recipe: Recipe, options: Options, watcher: Watching) -> None:
+    def __init__(self, recipe: Recipe, options: DistillOptions, watcher: Watching) -> None:
         self.notes: list[str] = []
         self._options, self._watcher = options, watcher
         models = recipe.models.by_role()
@@ -95,7 +95,7 @@ class ServedModel:
         notes: for the user.
     """
 
-    def __init__(self, recipe: Recipe, options: Options, watcher: Watching) -> None:
+    def __init__(self, recipe: Recipe, options: DistillOptions, watcher: Watching) -> None:
         from amatax.fitting.serving import Server, server_url
 
         self.notes: list[str] = []

@@ -1,0 +1,85 @@
+"""What a fit found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from amatax.fitting.evidence import Interval
+from amatax.recipes.schema import Ratios
+
+
+@dataclass
+class Part:
+    """NLL in nats per response token on one part of the data.
+
+    Attributes:
+        samples, tokens: how many.
+        sft, rlhf, uniform, fitted: of the two models, of every block at alpha, and of the fit. Where a bound on the tax decides
+            alpha, uniform is the one that just keeps to the bound.
+        gain: fitted minus uniform, with its paired bootstrap interval over prompts.
+    """
+
+    samples: int
+    tokens: int
+    sft: float
+    rlhf: float
+    uniform: float
+    fitted: float
+    gain: Interval
+
+
+@dataclass
+class Tradeoff:
+    """Where some ratios stand between the two models, on samples that were not fitted (if there are any).
+
+    Attributes:
+        name: sft, rlhf, uniform, plain (a fit that knows nothing of the tax, at the same mean), tax-aware.
+        alpha: the mean of the ratios.
+        nll: on the RLHF model's responses, nats per response token.
+        kl: mean KL(SFT || merged) on the kept prompts, nats per response token.
+    """
+
+    name: str
+    alpha: float
+    nll: float
+    kl: float
+
+
+@dataclass
+class Fit:
+    """A finished fit.
+
+    Attributes:
+        alpha: the mean of the ratios; held, but for a tax-aware fit that was left free to find it.
+        names: of the unknowns.
+        values: their ratios, as written into the recipe.
+        intervals: 95 % sandwich intervals; None at a bound, or where the likelihood does not tell.
+        ratios: the recipe's `merge.ratios`.
+        fitted: what was found on the fitted part.
+        held_out: on the part that was never fitted; None without one.
+        verdict: fitted against uniform, held out: better, worse, indistinguishable, or too few prompts; else "not tested".
+        optima: how many distinct optima the rough descents ended in.
+        path: what is minimised on the fitted part, at each evaluation of the last descent.
+        passes: passes with gradients that were made.
+        found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average that just keeps to the bound.
+        tradeoff: of a tax-aware fit.
+        bound, weight: what it kept to.
+        notes: what a careful user wants to know.
+    """
+
+    alpha: float
+    names: list[str]
+    values: list[float]
+    intervals: list[Interval | None]
+    ratios: Ratios
+    fitted: Part
+    held_out: Part | None
+    verdict: str
+    optima: int
+    path: list[float]
+    passes: int
+    found_alpha: bool = False
+    tradeoff: list[Tradeoff] = field(default_factory=list)
+    bound: float | None = None
+    weight: float | None = None
+    notes: list[str] = field(default_factory=list)
