@@ -8,6 +8,7 @@ Memory is the process's peak over what it held before the step, as the kernel co
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -114,6 +115,7 @@ def worker(way: str, models: Path, dtype: str, tokens: int, steps: int) -> dict[
         started = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - started)
+    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for the next step is not held
     held = resident()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     step()

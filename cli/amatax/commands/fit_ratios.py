@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ def run(
     ),
     batch_tokens: int = typer.Option(4096, help="Tokens of a batch.", min=1),
     checkpointing: bool = typer.Option(False, "--checkpointing", help="Less memory, a third more time."),
+    shard: bool = typer.Option(False, "--shard", help="Under torchrun: spread both models over the processes (FSDP2)."),
     picture: str = typer.Option("", help="Also draw the fit: a PNG file.", show_default=False),
     trust_remote_code: bool = typer.Option(
         False, "--trust-remote-code", help="Let transformers run the checkpoint's own code."
@@ -75,7 +77,8 @@ def run(
         raise typer.BadParameter("there is `attention,mlp`", param_hint="--groups")
     if compute not in ("", "float32", "bfloat16", "float16", "float64"):
         raise typer.BadParameter("there is float32 and bfloat16", param_hint="--compute")
-    with ProgressWatcher("fitting", quiet=quiet or as_json, unit="samples") as watcher:
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    with ProgressWatcher("fitting", quiet=quiet or as_json or not first, unit="samples") as watcher:
         result = api.fit_ratios(
             find_recipe(recipe),
             output,
@@ -97,11 +100,14 @@ def run(
             compute=compute or None,
             batch_tokens=batch_tokens,
             checkpointing=checkpointing,
-            picture=picture or None,
+            shard=shard,
+            picture=picture if picture and first else None,
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
             watcher=watcher,
         )
+    if not first:
+        return
     if as_json:
         from amatax.fitting.job import fit_json
 

@@ -113,6 +113,7 @@ def _files(recipe: Recipe, source: Path | None, options: FitOptions) -> dict[str
 def _answers(recipe: Recipe, prompts: Path, role: str, options: FitOptions, target: Path, watcher: Watching) -> Path:
     """Responses of one of the models, sampled as `amatax distill` does by default; an earlier run's are taken up."""
     from amatax.fitting.distilling import DistillOptions, distil
+    from amatax.fitting.ranks import rank_and_world, wait_for_first
 
     output = target.with_name(f"{target.stem}.{'data' if role == 'rlhf' else 'keep'}.jsonl")
     watcher.say(f"{role} answers the prompts of {prompts.name}, into {output.name}")
@@ -125,7 +126,10 @@ def _answers(recipe: Recipe, prompts: Path, role: str, options: FitOptions, targ
         trust_remote_code=options.trust_remote_code,
         overwrite=options.overwrite,
     )
-    return distil(recipe, prompts, output, wishes, watcher).output
+    if rank_and_world()[0] == 0:
+        distil(recipe, prompts, output, wishes, watcher)
+    wait_for_first()
+    return output
 
 
 def _holdout(recipe: Recipe, source: Path | None, options: FitOptions) -> float | Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from amatax.fitting.data import FitData, check_data, fit_data
 from amatax.fitting.filling import fill_in
 from amatax.fitting.identity import fingerprint
 from amatax.fitting.libraries import import_libraries
-from amatax.fitting.options import FitOptions, block_count, fit_cases, fit_targets
+from amatax.fitting.options import Case, FitOptions, block_count, fit_cases, fit_targets
 from amatax.fitting.sampling import Watching
 from amatax.fitting.variables import Variables, choose_variables, tensor_groups
 from amatax.planning.plan import Plan, make_plan
@@ -84,42 +85,66 @@ def fit_job(
     fill_in(text, recipe, variables.ratios([0.5] * len(variables.names)), {}, source, targets[0])  # before the work
 
     import_libraries()
+    from amatax.fitting.ranks import joined, rank_and_world
+
+    with joined():
+        data = fit_data(recipe, source, plan, options, output, watcher)
+        watcher.say("loading both models")
+        merged = _merged_model(plan, groups, rows, options)
+        head = _head(plan, variables, rows, merged, data, options)
+        found = _fits(merged, variables, data, cases, targets[0], head, options, watcher)
+        done = [Fitted(target, one, _record(one, data, options)) for target, one in zip(targets, found, strict=True)]
+        if rank_and_world()[0] == 0:
+            for fitted in done:
+                filled = fill_in(text, recipe, fitted.fit.ratios, fitted.record, source, fitted.recipe)
+                fresh = fitted.recipe.with_name(f".{fitted.recipe.name}.partial")
+                fresh.write_text(filled, encoding="utf-8")
+                fresh.replace(fitted.recipe)
+            _journal(targets[0]).unlink(missing_ok=True)
+    return FitResult(done, [*data.notes, *merged.notes])
+
+
+def _fits(
+    merged: MergedModel,
+    variables: Variables,
+    data: FitData,
+    cases: Sequence[Case],
+    target: Path,
+    head: dict[str, Any],
+    options: FitOptions,
+    watcher: Watching,
+) -> list[Fit]:
+    """Every case, each begun where the one before it ended."""
     from amatax.fitting.fit import Keep, fit
     from amatax.fitting.passes import Passes
 
-    data = fit_data(recipe, source, plan, options, output, watcher)
-    watcher.say("loading both models")
-    merged = _merged_model(plan, groups, rows, options)
-    head = _head(plan, variables, rows, merged, data, options)
-    passes = Passes(targets[0].with_name(f"{targets[0].name}.unfinished.jsonl"), head)
+    passes = Passes(_journal(target), head)
     if passes.known:
         watcher.say(f"continuing: {passes.known} passes are known from the interrupted run")
-
-    done: list[Fitted] = []
-    for case, target in zip(cases, targets, strict=True):
+    found: list[Fit] = []
+    for case in cases:
         if len(cases) > 1:
-            watcher.say(f"fit {case.label}, {len(done) + 1} of {len(cases)}")
-        found = fit(
-            merged,
-            variables,
-            data.train,
-            data.held,
-            case.alpha,
-            passes,
-            keep=Keep(data.keep, data.keep_held, case.max_kl, options.keep_weight) if options.keep else None,
-            seed=options.seed,
-            begin=done[-1].fit.values if done else None,
-            batch_tokens=options.batch_tokens,
-            watcher=watcher,
+            watcher.say(f"fit {case.label}, {len(found) + 1} of {len(cases)}")
+        found.append(
+            fit(
+                merged,
+                variables,
+                data.train,
+                data.held,
+                case.alpha,
+                passes,
+                keep=Keep(data.keep, data.keep_held, case.max_kl, options.keep_weight) if options.keep else None,
+                seed=options.seed,
+                begin=found[-1].values if found else None,
+                batch_tokens=options.batch_tokens,
+                watcher=watcher,
+            )
         )
-        done.append(Fitted(target, found, _record(found, data, options)))
-    for fitted in done:
-        filled = fill_in(text, recipe, fitted.fit.ratios, fitted.record, source, fitted.recipe)
-        fresh = fitted.recipe.with_name(f".{fitted.recipe.name}.partial")
-        fresh.write_text(filled, encoding="utf-8")
-        fresh.replace(fitted.recipe)
-    passes.remove()
-    return FitResult(done, [*data.notes, *merged.notes])
+    return found
+
+
+def _journal(target: Path) -> Path:
+    return target.with_name(f"{target.name}.unfinished.jsonl")
 
 
 def _with_some_ratios(recipe: Recipe) -> Recipe:
@@ -138,12 +163,21 @@ def _merged_model(
     import torch
 
     from amatax.fitting.merged_model import load_merged_model
+    from amatax.fitting.ranks import own_device, rank_and_world
     from amatax.streaming.stream import pick_device
 
-    device = pick_device(options.device)
+    if options.shard and rank_and_world()[1] == 1:
+        raise AmataxError("--shard needs several processes", "torchrun --nproc-per-node 2 -m amatax fit-ratios ...")
+    device = pick_device(own_device(options.device))
     compute = getattr(torch, options.compute) if options.compute else torch.float32 if device.type == "cpu" else None
     merged = load_merged_model(
-        plan, groups, rows, device=device, compute=compute, trust_remote_code=options.trust_remote_code
+        plan,
+        groups,
+        rows,
+        device=device,
+        compute=compute,
+        sharded=options.shard,
+        trust_remote_code=options.trust_remote_code,
     )
     if options.checkpointing:
         merged.checkpoint_activations()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from amatax.errors import NonFiniteError
 from amatax.fitting.merged_model import MergedModel
+from amatax.fitting.ranks import rank_and_world
 from amatax.fitting.samples import Sample
 
 BATCH_TOKENS = 4096  # of a batch, padding included
@@ -72,31 +73,23 @@ def measure(
     Raises:
         NonFiniteError: if a likelihood is no number.
     """
-    rank, world = _rank()
+    rank, world = rank_and_world()
     sums = torch.zeros(len(samples), dtype=torch.float64)
     tokens = torch.tensor([len(s.ids) - s.start for s in samples], dtype=torch.float64)
     merged.variables.grad = None
-    mine = range(rank, len(samples), world)
-    device = next(merged.model.parameters()).device
-    for batch in batches(samples, mine, batch_tokens, _vocabulary(merged.model)):
-        ids, mask, targets = pad([samples[i] for i in batch], device)
-        before = None
-        if divergence:
-            with torch.no_grad(), merged.merging(merged.everywhere(0)):
-                before = response_logs(merged.model, ids, mask, targets)
-        with torch.set_grad_enabled(gradient), merged.merging(ratios):
-            logs = response_logs(merged.model, ids, mask, targets)
-            wanted = targets != IGNORED
-            if before is None:
-                losses = -logs.gather(1, targets[wanted][:, None])[:, 0]
-            else:
-                losses = F.kl_div(logs, before, reduction="none", log_target=True).sum(1)
-            if gradient and losses.requires_grad:  # of one block at a held mean there is none
-                losses.sum().backward()
-        rows = wanted.nonzero()[:, 0]
-        found = torch.zeros(len(batch), dtype=losses.dtype, device=device).index_add(0, rows, losses.detach())
-        sums[batch] = found.to("cpu", torch.float64)
-        advance(len(batch))
+    everyone = list(batches(samples, batch_tokens, _vocabulary(merged.model)))
+    mine = everyone[rank::world]
+    for batch in mine:
+        losses, rows = _losses(merged, [samples[i] for i in batch], ratios, gradient, divergence)
+        if gradient and losses.requires_grad:  # of one block at a held mean there is none
+            losses.sum().backward()
+        found = torch.zeros(len(batch), dtype=losses.dtype, device=losses.device)
+        sums[batch] = found.index_add(0, rows, losses.detach()).to("cpu", torch.float64)
+        advance(len(batch) * world)
+    if merged.lockstep and len(mine) < -(-len(everyone) // world):  # the others need this process once more
+        losses, _ = _losses(merged, [samples[i] for i in everyone[0]], ratios, gradient, divergence)
+        if gradient and losses.requires_grad:
+            (losses.sum() * 0).backward()
     slope = merged.variables.grad if merged.variables.grad is not None else torch.zeros_like(merged.variables)
     if world > 1:
         torch.distributed.all_reduce(sums)
@@ -108,6 +101,25 @@ def measure(
             "do SFT and RLHF give finite logits there? `--compute float32` has more range than float16",
         )
     return Measured(sums, tokens, slope / tokens.sum() if gradient else None)
+
+
+def _losses(
+    merged: MergedModel, samples: Sequence[Sample], ratios: torch.Tensor | None, gradient: bool, divergence: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one batch: what each response token adds, nats (tokens,), and the sample it belongs to, int64 (tokens,)."""
+    ids, mask, targets = pad(samples, merged.device)
+    wanted = targets != IGNORED
+    before = None
+    if divergence:
+        with torch.no_grad(), merged.merging(merged.everywhere(0)):
+            before = response_logs(merged.model, ids, mask, targets)
+    with torch.set_grad_enabled(gradient), merged.merging(ratios):
+        logs = response_logs(merged.model, ids, mask, targets)
+        if before is None:
+            losses = -logs.gather(1, targets[wanted][:, None])[:, 0]
+        else:
+            losses = F.kl_div(logs, before, reduction="none", log_target=True).sum(1)
+    return losses, wanted.nonzero()[:, 0]
 
 
 def response_logs(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -143,11 +155,11 @@ def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, 
     return ids.to(device), mask.to(device), targets.to(device)
 
 
-def batches(samples: Sequence[Sample], indices: Sequence[int], tokens: int, vocabulary: int) -> Iterator[list[int]]:
+def batches(samples: Sequence[Sample], tokens: int, vocabulary: int) -> Iterator[list[int]]:
     """Samples of like length together; at least one in a batch."""
     most = min(tokens, max(1, BATCH_LOGITS // vocabulary))
     batch: list[int] = []
-    for i in sorted(indices, key=lambda i: (-len(samples[i].ids), i)):
+    for i in sorted(range(len(samples)), key=lambda i: (-len(samples[i].ids), i)):
         if batch and (len(batch) + 1) * len(samples[batch[0]].ids) > most:
             yield batch
             batch = []
@@ -160,9 +172,3 @@ def _vocabulary(model: torch.nn.Module) -> int:
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
     return int(getattr(text, "vocab_size", 1) or 1)
-
-
-def _rank() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from amatax.checkpoints.dtypes import INTEGER
 from amatax.errors import CheckpointError
 from amatax.fitting.loading import load_model
+from amatax.fitting.ranks import shard
 from amatax.methods import kernel as method_kernel
 from amatax.methods import method_copies, method_slope
 from amatax.planning.plan import Plan
@@ -47,6 +48,8 @@ class MergedModel:
         model: the transformers model, in evaluation mode; run it inside `merging()`.
         notes: where the fit cannot do what the merge does.
         variables: float64 (unknowns,), on the CPU; its gradient is what a fit wants.
+        device: where it runs.
+        lockstep: the processes must run it equally often.
     """
 
     def __init__(self, model: Any, rows: list[tuple[float, ...]], method: Method, compute: torch.dtype) -> None:
@@ -55,6 +58,7 @@ class MergedModel:
         self.slopes = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(len(rows), -1)
         self.variables = torch.zeros(self.slopes.shape[1], dtype=torch.float64, requires_grad=True)
         self.notes: list[str] = []
+        self.device, self.lockstep = torch.device("cpu"), False
         self._moves = self.slopes.abs().sum(1) > 0  # the groups whose gradient is wanted
         self._ratios: torch.Tensor = self.offsets
         self._live: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Any, ...]]] = {}
@@ -239,11 +243,9 @@ def _piece(tensor: torch.Tensor) -> int:
 class _Merging(nn.Module):
     """The parametrization of one parameter: the registered original is SFT's."""
 
-    rlhf: torch.Tensor
-
     def __init__(self, rlhf: torch.Tensor, owner: MergedModel, group: int) -> None:
         super().__init__()
-        self.register_buffer("rlhf", rlhf, persistent=False)
+        self.rlhf = nn.Parameter(rlhf, requires_grad=False)
         self._owner, self.group = owner, group
 
     def forward(self, sft: torch.Tensor) -> torch.Tensor:
@@ -257,6 +259,7 @@ def load_merged_model(
     *,
     device: torch.device | str = "cpu",
     compute: torch.dtype | None = None,
+    sharded: bool = False,
     trust_remote_code: bool = False,
 ) -> MergedModel:
     """Load SFT and RLHF with transformers and join them.
@@ -266,6 +269,7 @@ def load_merged_model(
         groups: the group of every tensor, by its name on disk.
         rows: (constant, slopes) of each group's ratio.
         compute: dtype of the merged weights and of the forward pass; that of the checkpoint by default.
+        sharded: spread over the processes of torchrun.
 
     Raises:
         CheckpointError: if transformers cannot load a model, or joins tensors of different ratios into one parameter.
@@ -295,7 +299,12 @@ def load_merged_model(
         parametrize.register_parametrization(module, leaf, merging, unsafe=True)
         if usual is not None:  # `module.weight` stays right for code that takes it by itself
             module.forward = partial(usual, module)
-    sft.eval().to(device)
+    if sharded:
+        shard(sft, plan.model.layers, torch.device(device))
+        owner.lockstep = True
+    else:
+        sft.to(device)
+    owner.device = torch.device(device)
     return owner
 
 

@@ -38,6 +38,7 @@ class FitOptions:
         compute: dtype of the forward pass; float32 on a CPU, the checkpoint's on a GPU.
         batch_tokens: tokens of a batch.
         checkpointing: recompute activations in backward.
+        shard: spread both models over the processes of torchrun, a layer at a time gathered (FSDP2).
         trust_remote_code: let transformers run the checkpoint's own code.
         overwrite: replace the recipe that is there.
     """
@@ -60,6 +61,7 @@ class FitOptions:
     compute: str | None = None
     batch_tokens: int = 4096
     checkpointing: bool = False
+    shard: bool = False
     trust_remote_code: bool = False
     overwrite: bool = False
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from amatax.fitting.likelihood import Measured
+from amatax.fitting.ranks import from_first, rank_and_world
 
 
 class Passes:
     """Passes by what was measured.
 
     Args:
-        path: the file; None keeps nothing.
+        path: the file; None keeps nothing. Of many processes the first one reads and writes it.
         head: everything that the passes depend on; a journal with another head is begun anew.
     """
 
@@ -25,9 +26,12 @@ class Passes:
         self._known: dict[str, dict[str, Any]] = {}
         if path is None:
             return
-        lines = _lines(path)
+        lines = from_first(_lines(path))
         if lines and lines[0] == head:
             self._known = {line["key"]: line for line in lines[1:]}
+        if rank_and_world()[0]:
+            self.path = None
+            return
         fresh = path.with_name(path.name + ".new")
         with fresh.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in (head, *self._known.values()))
@@ -53,11 +57,6 @@ class Passes:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         return found
-
-    def remove(self) -> None:
-        """The fit is written: its passes are needed no more."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

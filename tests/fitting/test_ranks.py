@@ -1,0 +1,123 @@
+"""Two processes by torchrun fit what one process fits, with both models whole in each, or spread over them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import run_amatax
+from tests.fitting.test_fit import RECIPE
+
+COMMAND = ["fit-ratios", str(RECIPE), "--data", "few.jsonl", "--blocks", "2", "--batch-tokens", "400", "--json"]
+
+
+@pytest.fixture(scope="module")
+def alone(distilled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("alone")
+    few(distilled, folder)
+    done = run_amatax(*COMMAND, "-o", "f.yaml", cwd=folder)
+    assert done.code == 0, done.err
+    return done.json["fits"][0]
+
+
+def few(distilled: Path, folder: Path) -> None:
+    (folder / "few.jsonl").write_text("".join(f"{line}\n" for line in distilled.read_text().splitlines()[:14]))
+
+
+def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("wish", [[], ["--shard"]], ids=["whole in each", "spread"])
+def test_two_processes_find_what_one_finds(
+    distilled: Path, tmp_path: Path, alone: dict[str, Any], wish: list[str]
+) -> None:
+    few(distilled, tmp_path)
+    done = torchrun(tmp_path, "-m", "amatax", *COMMAND, "-o", "f.yaml", *wish)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["fits"][0]  # one report, not two
+    for part in ("fitted", "held_out"):
+        for name in ("sft", "rlhf", "uniform", "fitted"):
+            assert found[part][name] == pytest.approx(alone[part][name], abs=1e-6), (part, name)
+    assert found["values"] == pytest.approx(alone["values"], abs=1e-3)  # where the likelihood is flat
+    assert yaml.safe_load((tmp_path / "f.yaml").read_text())["merge"]["ratios"] == found["values"]
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
+PASS = """
+import json, sys
+import torch
+from pathlib import Path
+from amatax.fitting.libraries import import_libraries
+import_libraries()
+from amatax.fitting.likelihood import measure
+from amatax.fitting.merged_model import load_merged_model
+from amatax.fitting.ranks import joined, rank_and_world
+from amatax.fitting.records import read_records
+from amatax.fitting.samples import tokenize
+from amatax.fitting.tokens import open_tokenizer
+from amatax.fitting.variables import choose_variables, tensor_groups
+from amatax.planning.plan import make_plan
+from amatax.recipes.loading import load_recipe
+
+plan = make_plan(load_recipe(sys.argv[1]))
+variables = choose_variables(plan.ratios, plan.model, 3, groups=True, free_head=True, weigh_by_layers=False)
+records, _ = read_records(Path("few.jsonl"), responses=True)
+samples, _ = tokenize(records[:7], open_tokenizer(plan.checkpoints["sft"]), raw=False)
+with joined():
+    merged = load_merged_model(
+        plan, *tensor_groups(plan, variables), compute=torch.float32, sharded=sys.argv[2] == "sharded"
+    )
+    with torch.no_grad():
+        merged.variables.copy_(torch.tensor([0.9, 0.2, 0.6, 0.7, 0.35, 0.5, 0.8]))
+    found = {}
+    for name, wishes in {"nll": {}, "kl": {"divergence": True}}.items():  # 7 batches: one process has one more
+        passed = measure(merged, samples, gradient=True, batch_tokens=1, **wishes)
+        found[name] = [passed.sums.tolist(), passed.gradient.tolist()]
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in merged.model.parameters()]
+    found["held"] = sum(p.numel() for p in local)
+    if rank_and_world()[0] == 0:
+        print(json.dumps(found))
+"""
+
+
+def test_gradients_are_those_of_one_process(distilled: Path, tmp_path: Path) -> None:
+    """To 1e-6 in float32; where the models are spread, each process holds half of both."""
+    few(distilled, tmp_path)
+    (tmp_path / "one.py").write_text(PASS)
+    single = subprocess.run(
+        [sys.executable, "one.py", RECIPE, "whole"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    want = json.loads(single.stdout)
+    for way, share in (("whole", 1), ("sharded", 0.5)):
+        done = torchrun(tmp_path, "one.py", str(RECIPE), way)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        for part in ("nll", "kl"):
+            for one, other in zip(found[part], want[part], strict=True):
+                assert one == pytest.approx(other, rel=1e-6, abs=1e-6), (way, part)
+        assert found["held"] == pytest.approx(share * want["held"], rel=0.02)
+
+
+def test_one_process_cannot_spread(distilled: Path, tmp_path: Path) -> None:
+    few(distilled, tmp_path)
+    done = run_amatax(*COMMAND, "-o", "f.yaml", "--shard", cwd=tmp_path)
+    assert done.code == 2
+    assert "--shard needs several processes" in done.err
+    assert "torchrun" in done.err
