@@ -105,7 +105,9 @@ def worker(way: str, models: Path, dtype: str, tokens: int, steps: int) -> dict[
 
     import_libraries()
     import torch
+    import transformers
 
+    _ = transformers.LlamaForCausalLM  # what its import takes is not the models'
     empty = resident()
     compute = getattr(torch, dtype)
     step, facts = {"plain": plain, "functional": functional, "fit": fit}[way](models, compute, tokens)
@@ -149,7 +151,7 @@ def plain(models: Path, compute: Any, tokens: int) -> tuple[Step, dict[str, floa
 
 
 def functional(models: Path, compute: Any, tokens: int) -> tuple[Step, dict[str, float]]:
-    """Every moving weight merged as a tensor of the graph, then functional_call."""
+    """Every weight merged as a tensor of the graph, then functional_call."""
     import torch
     import transformers
 
@@ -157,20 +159,15 @@ def functional(models: Path, compute: Any, tokens: int) -> tuple[Step, dict[str,
     both = [load(models / role, dtype=torch.bfloat16).eval() for role in ("sft", "rlhf")]
     sft, rlhf = ({name: p.detach() for name, p in model.named_parameters()} for model in both)
     layers = both[0].config.num_hidden_layers
-    block = {}  # of what AMA merges: the linear layers, and the head at the mean
-    for name in sft:
-        if name.startswith("lm_head"):
-            block[name] = -1
-        elif "proj" in name:
-            block[name] = int(name.split(".")[2]) * BLOCKS // layers
+    block = dict.fromkeys(sft, -1)  # what lies outside the layers takes the mean
+    block |= {n: int(n.split(".")[2]) * BLOCKS // layers for n in sft if n.startswith("model.layers.")}
     ratios = torch.full((BLOCKS,), ALPHA, requires_grad=True)
     batch = one_batch(tokens)
     model = both[0]
-    fixed = {name: p.to(compute) for name, p in sft.items() if name not in block}
 
     def step() -> None:
         ratios.grad = None
-        merged = dict(fixed)
+        merged = {}
         for name, i in block.items():
             ratio = ratios.mean() if i < 0 else ratios[i]
             merged[name] = (sft[name].float() + ratio * (rlhf[name].float() - sft[name].float())).to(compute)

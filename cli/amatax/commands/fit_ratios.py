@@ -52,6 +52,12 @@ def run(
     max_length: int = typer.Option(2048, help="Tokens of a sample; longer ones are cut.", min=2),
     max_bad: float = typer.Option(0.0, help="The share of bad lines that are skipped.", min=0.0, max=1.0),
     raw: bool = typer.Option(False, "--raw", help="Take prompts and responses as they are, without the chat template."),
+    preset: str = typer.Option(
+        "", help="`paper`: the paper's Eq. 13 and Table 3 instead of the optimum.", show_default=False
+    ),
+    eps: float = typer.Option(0.1, help="With --preset: of Eq. 13.", min=0.0),
+    rate: float = typer.Option(4e-5, help="With --preset: of Adam.", min=0.0),
+    regulariser: float = typer.Option(0.0, help="Hold the middle blocks nearer to alpha (the paper's C.5)."),
     seed: int = typer.Option(0, help="Of the held-out part, the first look and the bootstrap."),
     device: str = typer.Option("auto", help="Where to compute: cpu, cuda, cuda:N, or auto."),
     compute: str = typer.Option(
@@ -95,6 +101,10 @@ def run(
             max_length=max_length,
             most_bad=max_bad,
             raw=raw,
+            preset=preset or None,
+            eps=eps,
+            rate=rate,
+            regulariser=regulariser,
             seed=seed,
             device=device,
             compute=compute or None,
@@ -111,10 +121,14 @@ def run(
     if as_json:
         from amatax.fitting.job import fit_json
 
-        print(json.dumps({"fits": [fit_json(f) for f in result.fits], "notes": result.notes}, indent=2))
+        found = {"recipes": [str(path) for path in result.recipes], "already_finished": not result.fits}
+        print(json.dumps({**found, "fits": [fit_json(f) for f in result.fits], "notes": result.notes}, indent=2))
     elif not quiet:
         for fitted in result.fits:
             print("\n".join(report_lines(fitted)))
+        if not result.fits:
+            for path in result.recipes:
+                print(f"{path} is finished already: the same fit, nothing was done")
         for note in result.notes:
             print(f"note: {note}")
 

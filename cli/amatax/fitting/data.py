@@ -74,7 +74,7 @@ def fit_data(
             path = _answers(recipe, path, "rlhf" if name == "data" else "sft", options, target, watcher)
         records, notes = read_records(path, responses=True, most_bad=options.most_bad)
         found.files[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        samples, cut = tokenize(records, tokenizer, raw=options.raw, max_length=options.max_length)
+        samples, cut = tokenize(records, tokenizer, raw=options.raw, max_length=options.tokens)
         found.notes += [*notes, *cut]
         if name == "data":
             found.notes += _same_tokens(plan.checkpoints, records, options)
@@ -152,7 +152,7 @@ def _split(
             raise DataError(f"a held-out share of {wish:g}", "give a share from 0 to below 1, or a JSONL file")
         return split_off(samples, wish, options.seed)
     others, more = read_records(wish, responses=True, most_bad=options.most_bad)
-    held, cut = tokenize(others, tokenizer, raw=options.raw, max_length=options.max_length)
+    held, cut = tokenize(others, tokenizer, raw=options.raw, max_length=options.tokens)
     held_prompts = {sample.prompt for sample in held}
     train = [sample for sample in samples if sample.prompt not in held_prompts]
     if not train:

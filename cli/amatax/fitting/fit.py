@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from amatax.fitting.evidence import Interval, paired_bootstrap, ratio_intervals, verdict
 from amatax.fitting.merged_model import MergedModel
 from amatax.fitting.optimum import Optimum, corners, distinct, feasible, minimise
+from amatax.fitting.paper import Preset, middle_weights, one_epoch, regularised
 from amatax.fitting.passes import Passes
 from amatax.fitting.problem import Problem
 from amatax.fitting.result import Fit, Part, Tradeoff
@@ -51,6 +52,8 @@ def fit(
     keep: Keep | None = None,
     seed: int = 0,
     begin: Sequence[float] | None = None,
+    preset: Preset | None = None,
+    regulariser: float = 0.0,
     batch_tokens: int = 4096,
 ) -> Fit:
     """Find the ratios.
@@ -66,6 +69,8 @@ def fit(
         keep: what must stay of SFT (beyond the paper).
         seed: of the first look's samples and of the bootstrap.
         begin: the optimum of a neighbouring alpha, to start from instead of looking around.
+        preset: the paper's own way, at a held mean and without `keep`.
+        regulariser: strength of C.5, nats per token.
         batch_tokens: tokens of a batch.
     """
     few = sorted(random.Random(seed).sample(range(len(train)), min(FIRST_LOOK, len(train))))
@@ -75,25 +80,26 @@ def fit(
     problem = Problem(merged, variables, parts, journal, batch_tokens, watcher)
     merged.hold_mean(problem.shares if alpha is not None else None)
 
-    optima = _look_around(problem, alpha) if begin is None and alpha is not None and keep is None else []
+    optima: list[Optimum] = []
+    if begin is None and alpha is not None and keep is None and preset is None:
+        optima = _look_around(problem, alpha)
     uniform = feasible(variables.uniform(_level(problem, alpha, keep)), problem.shares, alpha)
     watcher.say("fitting")
-    best = minimise(
-        problem.objective("fit", keep.weight if keep else None),
-        begin if begin is not None else optima[0].values if optima else uniform,
-        problem.shares,
-        alpha,
-        tolerance=FINE,
-        most=FINE_STEPS,
-        limit=(problem.objective("keep"), keep.most) if keep is not None and keep.most is not None else None,
-    )
+    if preset is not None and alpha is not None:
+        best = one_epoch(problem, alpha, preset, seed)
+    else:
+        first = begin if begin is not None else optima[0].values if optima else uniform
+        best = _descend(problem, first, alpha, keep, regulariser)
     bounded = alpha is None and keep is not None and keep.most is not None
     if alpha is None:
         alpha = round(problem.mean_ratio(best.values), PLACES)
         if not bounded:
             uniform = variables.uniform(alpha)
     values = exact_mean(best.values, variables.shares, alpha)
-    if keep is None and problem.measured("fit", values).mean > problem.measured("fit", uniform).mean:
+    if (
+        not (keep or preset or regulariser)
+        and problem.measured("fit", values).mean > problem.measured("fit", uniform).mean
+    ):
         values = exact_mean(uniform, variables.shares, alpha)
 
     watcher.say("how sure it is")
@@ -123,6 +129,28 @@ def fit(
         bound=keep.most if keep else None,
         weight=keep.weight if keep else None,
         passes=problem.made,
+    )
+
+
+def _descend(
+    problem: Problem, first: Sequence[float], alpha: float | None, keep: Keep | None, regulariser: float
+) -> Optimum:
+    """The constrained optimum of the fitted part."""
+    objective = problem.objective("fit", keep.weight if keep else None)
+    if regulariser and alpha is not None:
+        width = 2 if problem.variables.groups else 1  # unknowns of a block
+        blocks = sum(1 for share in problem.shares if share) // width
+        weights = [w for w in middle_weights(blocks, regulariser) for _ in range(width)]
+        weights += [0.0] * (len(problem.shares) - len(weights))
+        objective = regularised(objective, weights, alpha)
+    return minimise(
+        objective,
+        first,
+        problem.shares,
+        alpha,
+        tolerance=FINE,
+        most=FINE_STEPS,
+        limit=(problem.objective("keep"), keep.most) if keep is not None and keep.most is not None else None,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amatax.errors import AmataxError
+from amatax.errors import AmataxError, OutputError
 from amatax.fitting.data import FitData, check_data, fit_data
 from amatax.fitting.filling import fill_in
 from amatax.fitting.identity import fingerprint
@@ -18,10 +18,14 @@ from amatax.fitting.options import Case, FitOptions, block_count, fit_cases, fit
 from amatax.fitting.sampling import Watching
 from amatax.fitting.variables import Variables, choose_variables, tensor_groups
 from amatax.planning.plan import Plan, make_plan
+from amatax.recipes.loading import load_recipe
 from amatax.recipes.schema import Ratios, Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from amatax.fitting.merged_model import MergedModel
+    from amatax.fitting.paper import Preset
     from amatax.fitting.result import Fit
 
 
@@ -42,9 +46,16 @@ class Fitted:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What fit-ratios made: one fitted recipe for each alpha, and notes on the data."""
+    """What fit-ratios made.
 
-    fits: list[Fitted]
+    Attributes:
+        recipes: the files, one for each alpha (or bound).
+        fits: what was found, one for each; none if the same fit had been finished before.
+        notes: on the data and the models.
+    """
+
+    recipes: list[Path]
+    fits: list[Fitted] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,7 +76,11 @@ def fit_job(
         AmataxError: see amatax.errors.
     """
     cases = fit_cases(recipe, options)
-    targets = fit_targets(output, cases, overwrite=options.overwrite)
+    targets = fit_targets(output, cases)
+    for target in targets:  # a finished one is looked at again when the data is known
+        if target.exists() and not options.overwrite and _finished(target) is None:
+            hint = "name another recipe with -o, or replace it with --overwrite"
+            raise OutputError(f"{target} exists, and is no fitted recipe", hint)
     check_data(recipe, source, options)
     plan = make_plan(_with_some_ratios(recipe))
     variables = choose_variables(
@@ -85,15 +100,34 @@ def fit_job(
     fill_in(text, recipe, variables.ratios([0.5] * len(variables.names)), {}, source, targets[0])  # before the work
 
     import_libraries()
+    from amatax.fitting.estimate import check_memory
+    from amatax.fitting.paper import Preset, check_preset
     from amatax.fitting.ranks import joined, rank_and_world
 
+    preset = Preset(options.rate, options.eps) if options.preset else None
+    if preset is not None:
+        for case in cases:
+            check_preset(preset, case.alpha or 0.0, len(variables.names))
     with joined():
         data = fit_data(recipe, source, plan, options, output, watcher)
+        longest = max(len(sample.ids) for sample in [*data.train, *data.held, *data.keep, *data.keep_held])
+        check_memory(plan, longest, options)
+        head = _head(plan, variables, rows, data, options)
+        run = _run(head, cases, options)
+        if any(target.exists() for target in targets) and not options.overwrite:
+            if all(_finished(target) == run for target in targets):
+                return FitResult(targets)
+            raise OutputError(
+                f"{next(t for t in targets if t.exists())} exists, from another fit",
+                "name another recipe with -o, or replace it with --overwrite",
+            )
         watcher.say("loading both models")
         merged = _merged_model(plan, groups, rows, options)
-        head = _head(plan, variables, rows, merged, data, options)
-        found = _fits(merged, variables, data, cases, targets[0], head, options, watcher)
-        done = [Fitted(target, one, _record(one, data, options)) for target, one in zip(targets, found, strict=True)]
+        found = _fits(merged, variables, data, cases, preset, targets[0], head, options, watcher)
+        done = [
+            Fitted(target, one, {**_record(one, data, options), "run": run})
+            for target, one in zip(targets, found, strict=True)
+        ]
         if rank_and_world()[0] == 0:
             for fitted in done:
                 filled = fill_in(text, recipe, fitted.fit.ratios, fitted.record, source, fitted.recipe)
@@ -101,7 +135,7 @@ def fit_job(
                 fresh.write_text(filled, encoding="utf-8")
                 fresh.replace(fitted.recipe)
             _journal(targets[0]).unlink(missing_ok=True)
-    return FitResult(done, [*data.notes, *merged.notes])
+    return FitResult(targets, done, [*data.notes, *merged.notes])
 
 
 def _fits(
@@ -109,6 +143,7 @@ def _fits(
     variables: Variables,
     data: FitData,
     cases: Sequence[Case],
+    preset: Preset | None,
     target: Path,
     head: dict[str, Any],
     options: FitOptions,
@@ -136,6 +171,8 @@ def _fits(
                 keep=Keep(data.keep, data.keep_held, case.max_kl, options.keep_weight) if options.keep else None,
                 seed=options.seed,
                 begin=found[-1].values if found else None,
+                preset=preset,
+                regulariser=options.regulariser,
                 batch_tokens=options.batch_tokens,
                 watcher=watcher,
             )
@@ -160,8 +197,6 @@ def _with_some_ratios(recipe: Recipe) -> Recipe:
 def _merged_model(
     plan: Plan, groups: dict[str, int], rows: list[tuple[float, ...]], options: FitOptions
 ) -> MergedModel:
-    import torch
-
     from amatax.fitting.merged_model import load_merged_model
     from amatax.fitting.ranks import own_device, rank_and_world
     from amatax.streaming.stream import pick_device
@@ -169,13 +204,12 @@ def _merged_model(
     if options.shard and rank_and_world()[1] == 1:
         raise AmataxError("--shard needs several processes", "torchrun --nproc-per-node 2 -m amatax fit-ratios ...")
     device = pick_device(own_device(options.device))
-    compute = getattr(torch, options.compute) if options.compute else torch.float32 if device.type == "cpu" else None
     merged = load_merged_model(
         plan,
         groups,
         rows,
         device=device,
-        compute=compute,
+        compute=_compute(options),
         sharded=options.shard,
         trust_remote_code=options.trust_remote_code,
     )
@@ -188,7 +222,6 @@ def _head(
     plan: Plan,
     variables: Variables,
     rows: list[tuple[float, ...]],
-    merged: MergedModel,
     data: FitData,
     options: FitOptions,
 ) -> dict[str, Any]:
@@ -199,11 +232,38 @@ def _head(
         "models": {role: fingerprint(checkpoint) for role, checkpoint in plan.checkpoints.items()},
         "unknowns": variables.names,
         "rows": rows,
-        "compute": str(merged.compute),
+        "compute": str(_compute(options)),
         "seed": options.seed,
         "samples": hashlib.sha256(samples.encode()).hexdigest(),
     }
     return dict(json.loads(json.dumps(head)))
+
+
+def _run(head: dict[str, Any], cases: Sequence[Case], options: FitOptions) -> str:
+    """Tells one run from another: everything that the fitted ratios depend on."""
+    wishes = (head, cases, options.keep_weight, options.preset, options.rate, options.eps, options.regulariser)
+    return hashlib.sha256(repr(wishes).encode()).hexdigest()
+
+
+def _finished(target: Path) -> str | None:
+    """The run that wrote a recipe."""
+    try:
+        fit = load_recipe(target).record.get("fit")
+    except (AmataxError, OSError):
+        return None
+    return fit.get("run") if isinstance(fit, dict) else None
+
+
+def _compute(options: FitOptions) -> torch.dtype | None:
+    """The dtype of the forward pass; None: the checkpoint's."""
+    import torch
+
+    from amatax.fitting.ranks import own_device
+    from amatax.streaming.stream import pick_device
+
+    if options.compute:
+        return getattr(torch, options.compute)
+    return torch.float32 if pick_device(own_device(options.device)).type == "cpu" else None
 
 
 def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
@@ -213,7 +273,7 @@ def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
         "alpha": found.alpha,
         "data": {**data.files["data"], "fitted": len(data.train), "held_out": len(data.held)},
         "seed": options.seed,
-        "optimiser": "SLSQP",
+        "optimiser": f"Adam, rate {options.rate:g}, eps {options.eps:g} (Table 3)" if options.preset else "SLSQP",
         "nll": {
             part: {"uniform": round(p.uniform, 6), "fitted": round(p.fitted, 6)}
             for part, p in (("fitted_part", found.fitted), ("held_out", found.held_out))
@@ -221,6 +281,8 @@ def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
         },
         "verdict": found.verdict,
     }
+    if options.regulariser:
+        record["regulariser"] = options.regulariser
     if "keep" in data.files:
         record |= {
             "keep": {**data.files["keep"], "max_kl": found.bound, "weight": found.weight},

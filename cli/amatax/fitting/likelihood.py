@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,8 @@ def measure(
     sums = torch.zeros(len(samples), dtype=torch.float64)
     tokens = torch.tensor([len(s.ids) - s.start for s in samples], dtype=torch.float64)
     merged.variables.grad = None
-    everyone = list(batches(samples, batch_tokens, _vocabulary(merged.model)))
+    config = getattr(merged.model, "config", None)
+    everyone = list(batches(samples, min(batch_tokens, most_tokens(config))))
     mine = everyone[rank::world]
     for batch in mine:
         losses, rows = _losses(merged, [samples[i] for i in batch], ratios, gradient, divergence)
@@ -155,9 +157,8 @@ def pad(samples: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, 
     return ids.to(device), mask.to(device), targets.to(device)
 
 
-def batches(samples: Sequence[Sample], tokens: int, vocabulary: int) -> Iterator[list[int]]:
-    """Samples of like length together; at least one in a batch."""
-    most = min(tokens, max(1, BATCH_LOGITS // vocabulary))
+def batches(samples: Sequence[Sample], most: int) -> Iterator[list[int]]:
+    """Samples of like length together, at most so many tokens; at least one sample in a batch."""
     batch: list[int] = []
     for i in sorted(range(len(samples)), key=lambda i: (-len(samples[i].ids), i)):
         if batch and (len(batch) + 1) * len(samples[batch[0]].ids) > most:
@@ -168,7 +169,7 @@ def batches(samples: Sequence[Sample], tokens: int, vocabulary: int) -> Iterator
         yield batch
 
 
-def _vocabulary(model: torch.nn.Module) -> int:
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None else None
-    return int(getattr(text, "vocab_size", 1) or 1)
+def most_tokens(config: Any) -> int:
+    """Of a batch, whatever else is asked for: a large vocabulary's logits would not fit otherwise."""
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
+    return max(1, BATCH_LOGITS // int(vocabulary or 1))

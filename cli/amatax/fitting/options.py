@@ -13,6 +13,7 @@ from amatax.planning.plan import Plan
 from amatax.recipes.schema import Recipe
 
 DEFAULT_ALPHA, DEFAULT_BLOCKS = 0.4, 3
+PRESET_TOKENS = 512  # Table 3 of the paper
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class FitOptions:
         max_length: tokens of a sample.
         raw: no chat template.
         most_bad: the share of bad lines that are skipped.
-        seed: of the held-out part, the first look and the bootstrap.
+        preset: "paper": Eq. 13 and Table 3 of the paper (one epoch of Adam, 512 tokens) instead of the constrained optimum.
+        eps, rate: of the preset; see amatax.fitting.paper.Preset.
+        regulariser: strength of the paper's C.5, which holds the middle blocks nearer to alpha; nats per token.
+        seed: of the held-out part, the first look, the preset's order and the bootstrap.
         device: cpu, cuda, cuda:N, or auto.
         compute: dtype of the forward pass; float32 on a CPU, the checkpoint's on a GPU.
         batch_tokens: tokens of a batch.
@@ -56,6 +60,10 @@ class FitOptions:
     max_length: int | None = 2048
     raw: bool = False
     most_bad: float = 0.0
+    preset: str | None = None
+    eps: float = 0.1
+    rate: float = 4e-5
+    regulariser: float = 0.0
     seed: int = 0
     device: str = "auto"
     compute: str | None = None
@@ -64,6 +72,11 @@ class FitOptions:
     shard: bool = False
     trust_remote_code: bool = False
     overwrite: bool = False
+
+    @property
+    def tokens(self) -> int | None:
+        """The longest a sample may be; Table 3 has 512."""
+        return self.max_length if self.preset is None else min(self.max_length or PRESET_TOKENS, PRESET_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ def fit_cases(recipe: Recipe, options: FitOptions) -> list[Case]:
     for alpha in alphas:
         if not 0 <= alpha <= 1:
             raise AmataxError(f"alpha is {alpha:g}", "it is the mean share of RLHF: a number from 0 to 1")
+    _check_preset(options)
     limits = _several(options.max_kl)
     if options.keep is None:
         if limits or options.keep_weight is not None:
@@ -113,7 +127,29 @@ def fit_cases(recipe: Recipe, options: FitOptions) -> list[Case]:
     return found
 
 
-def fit_targets(output: Path, cases: Sequence[Case], *, overwrite: bool) -> list[Path]:
+def _check_preset(options: FitOptions) -> None:
+    if options.regulariser < 0:
+        raise AmataxError(f"a regulariser of {options.regulariser:g}", "its strength is positive, in nats per token")
+    if options.regulariser and options.keep is not None:
+        raise AmataxError("--regulariser and --keep", "C.5 holds ratios near to a mean that is given; leave one out")
+    if options.preset is None:
+        return
+    if options.preset != "paper":
+        raise AmataxError(f"--preset {options.preset}: there is no such preset", "there is `paper`")
+    others = {
+        "--keep": options.keep,
+        "--groups": options.groups,
+        "--free-head": options.free_head,
+        "--weigh-by-layers": options.weigh_by_layers,
+        "--regulariser": options.regulariser,
+    }
+    if named := [name for name, value in others.items() if value]:
+        raise AmataxError(
+            f"--preset paper and {named[0]}", "the preset is the paper's way, with blocks that count alike"
+        )
+
+
+def fit_targets(output: Path, cases: Sequence[Case]) -> list[Path]:
     """The recipe that each fit writes: `output`, or with several NAME-LABEL beside it.
 
     Raises:
@@ -125,8 +161,6 @@ def fit_targets(output: Path, cases: Sequence[Case], *, overwrite: bool) -> list
     for target in targets:
         if target.is_dir():
             raise OutputError(f"{target} is a folder", "name the recipe to write: -o fitted.yaml")
-        if target.exists() and not overwrite:
-            raise OutputError(f"{target} exists", "name another recipe with -o, or replace it with --overwrite")
     if not output.resolve().parent.is_dir():
         raise OutputError(f"{output.resolve().parent}: no such folder", "make it first, or name another place with -o")
     return targets
