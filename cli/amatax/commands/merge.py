@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from amatax.commands.text import bar, columns, human_bytes, layer_range
+from amatax.errors import OutputError
 
 if TYPE_CHECKING:
     from amatax.api import MergeResult
@@ -21,6 +23,11 @@ def run(
         "", help="The folder to write; wins over the recipe's output.path.", show_default=False
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan, found from headers alone, and stop."),
+    fit: bool = typer.Option(
+        False,
+        "--fit",
+        help="First fit the ratios to the recipe's `fit.data` or `fit.prompts`, into OUTPUT.fitted.yaml.",
+    ),
     device: str = typer.Option("cpu", help="Where to compute: cpu, cuda, cuda:N, or auto."),
     threads: int = typer.Option(0, help="Workers; 0 is one for each core.", min=0, show_default=False),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace another model in the output folder."),
@@ -36,6 +43,10 @@ def run(
     if quiet or as_json:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     file = find_recipe(recipe)
+    if fit and dry_run:
+        raise typer.BadParameter("the ratios are not known before the fit", param_hint="--dry-run")
+    if fit:
+        file = _fitted(file, output, device, overwrite, quiet or as_json)
     if dry_run:
         planned = api.plan(file, output or None, overwrite=overwrite)
         if as_json:
@@ -57,6 +68,31 @@ def run(
         print(json.dumps(result_json(result), indent=2))
     elif not quiet:
         print("\n".join(result_lines(result)))
+
+
+def _fitted(file: Path, output: str, device: str, overwrite: bool, quiet: bool) -> Path:
+    """The recipe with fitted ratios, beside the folder that will be written; one that is finished is taken as it is."""
+    from amatax import api
+    from amatax.commands.fit_ratios import report_lines
+    from amatax.commands.progress import ProgressWatcher
+
+    recipe = api.load_recipe(file)
+    folder = output or recipe.output.path
+    if not folder:
+        raise OutputError("no output folder was named", "name it after the recipe, or add output.path to the recipe")
+    target = Path(f"{folder.rstrip('/')}.fitted.yaml")
+    if (
+        not target.exists()
+    ):  # whatever is wrong with the merge is found before the fit, at ratios that stand for its own
+        known = recipe.merge.ratios or 0.5
+        merge = recipe.merge.model_copy(update={"ratios": known})
+        api.plan(recipe.model_copy(update={"merge": merge}), folder, overwrite=overwrite)
+    with ProgressWatcher("fitting", quiet=quiet, unit="samples") as watcher:
+        result = api.fit_ratios(file, target, device=device, overwrite=overwrite, watcher=watcher)
+    if not quiet:
+        for found in result.fits:
+            print("\n".join([*report_lines(found)[:-1], ""]))
+    return target
 
 
 def block_lines(plan: Plan) -> list[str]:

@@ -127,7 +127,8 @@ def _answers(recipe: Recipe, prompts: Path, role: str, options: FitOptions, targ
         overwrite=options.overwrite,
     )
     if rank_and_world()[0] == 0:
-        distil(recipe, prompts, output, wishes, watcher)
+        for note in distil(recipe, prompts, output, wishes, watcher).notes:
+            watcher.say(f"note: {note}")
     wait_for_first()
     return output
 
