@@ -21,6 +21,7 @@ FIRST_LOOK = 32  # samples that the first look and the rough descents see
 STARTS = 3  # rough descents
 ROUGH, FINE = 1e-4, 1e-6  # nats per token: where a descent stops; float32 tells no less than 1e-7 apart
 ROUGH_STEPS, FINE_STEPS = 20, 60
+NEAR = 1e-5  # a ratio as written is that of the descent, whose pass is made already
 HALVINGS = 8  # of the level at which a uniform average keeps to a bound
 
 
@@ -107,7 +108,7 @@ def fit(
     if keep is None:  # of a bounded fit the bound decides, not the likelihood's curvature
         intervals = ratio_intervals(
             lambda point: problem.measured("fit", point, gradient=True),
-            values,
+            best.values if max(abs(a - b) for a, b in zip(best.values, values, strict=True)) < NEAR else values,
             problem.shares,
             problem.prompts("fit"),
             held=any(problem.shares),

@@ -44,8 +44,10 @@ class Passes:
 
     def measured(self, what: str, values: list[float], gradient: bool, measure: Callable[[], Measured]) -> Measured:
         """A pass from the journal, or made now and written down."""
-        key = f"{what} {'gradient ' if gradient else ''}{' '.join(map(repr, values))}"
-        if (line := self._known.get(key)) is not None:
+        plain = " ".join([what, *map(repr, values)])
+        key = f"gradient {plain}" if gradient else plain
+        line = self._known.get(key) or self._known.get(f"gradient {plain}")  # which says all that a plain pass says
+        if line is not None:
             slope = None if line["gradient"] is None else torch.tensor(line["gradient"], dtype=torch.float64)
             sums, tokens = (torch.tensor(line[k], dtype=torch.float64) for k in ("sums", "tokens"))
             return Measured(sums, tokens, slope)

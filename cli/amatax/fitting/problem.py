@@ -62,8 +62,9 @@ class Problem:
                 advance=self._advance,
             )
 
-        name = part if end is None else f"{part} {end:g}"
-        return self.journal.measured(name, list(values), gradient, run)
+        if end is not None:
+            return self.journal.measured(f"{part} at", [end], gradient, run)
+        return self.journal.measured(part, list(values), gradient, run)
 
     def objective(self, part: str, weight: float | None = None) -> Function:
         """values -> (mean, gradient) over a part, plus the kept prompts' divergence times `weight`."""
