@@ -72,20 +72,22 @@ def running_server() -> Iterator[Server]:
                 fault = server.faults.pop(0) if server.faults else ...
                 server.at_once += 1
                 server.most_at_once = max(server.most_at_once, server.at_once)
+            answer: Answer | None = None
             try:
                 if isinstance(fault, float | int):
                     time.sleep(fault)
-                elif fault is None:
+                if fault is None:
                     self.close_connection = True
-                    return
                 elif isinstance(fault, tuple):
-                    self.send(*fault)
-                    return
-                time.sleep(server.pause)
-                self.send(*(server.check(body) or self.completion(body)))
+                    answer = fault
+                else:
+                    time.sleep(server.pause)
+                    answer = server.check(body) or self.completion(body)
             finally:
-                with server.lock:
+                with server.lock:  # before the client has its answer, and may ask again
                     server.at_once -= 1
+            if answer is not None:
+                self.send(*answer)
 
         def completion(self, body: dict[str, Any]) -> Answer:
             text = server.answer(body)

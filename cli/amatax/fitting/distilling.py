@@ -35,7 +35,7 @@ class DistillOptions:
         device: cpu, cuda, cuda:N, or auto.
         server: the URL of an OpenAI-compatible server that answers instead.
         server_model: its name there; the only one by default.
-        concurrency, retries, timeout: see amatax.fitting.serving.Server.
+        concurrency, retries, timeout: see amatax.fitting.client.Server.
         reward: FILE.py:function, a function (prompt, response) -> float.
         reward_model: a folder or Hub id of a sequence-classification model with one label.
         top: keep so many with the highest rewards.

@@ -96,7 +96,7 @@ class ServedModel:
     """
 
     def __init__(self, recipe: Recipe, options: DistillOptions, watcher: Watching) -> None:
-        from amatax.fitting.serving import Server, server_url
+        from amatax.fitting.client import Server, server_url
 
         self.notes: list[str] = []
         self._options, self._watcher, self._ref = options, watcher, recipe.models.by_role()[options.role]
@@ -126,18 +126,10 @@ class ServedModel:
 
     def samples(self, wanted: Sequence[int]) -> Iterator[list[Sample]]:
         """As they are answered."""
-        from amatax.fitting.serving import serve_samples
+        from amatax.fitting.serving import Requests, serve_samples
 
         self._watcher.say(
             f"{self._server.url} answers with {self._name!r}; the recipe's {self._options.role} model is {self._ref}"
         )
-        return serve_samples(
-            self._server,
-            self._name,
-            self._records,
-            wanted,
-            self._options.sampling,
-            advance=self._watcher.advance,
-            wait=self._watcher.wait,
-            notes=self.notes,
-        )
+        requests = Requests(self._server, self._name, self._records, self._options.sampling)
+        return serve_samples(requests, wanted, self._watcher, self.notes)
