@@ -100,6 +100,23 @@ def test_a_sample_ends_with_the_turn(samples: list[Sample], tokenizer: object, d
     assert sample.ids == samples[0].ids[:-1]
 
 
+def test_what_a_template_puts_before_a_response_is_the_prompts(tokenizer: object, distilled: Path) -> None:
+    """Reasoning models' templates write an empty reasoning block before an answer that has none: RLHF did not say it."""
+    import copy
+
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}(thought: none) {% endif %}"
+        "{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = thinking.chat_template.replace("(thought: none) ", "")
+    records, _ = read_records(distilled, responses=True)
+    for one, other in zip(*(tokenize(records[:5], t, raw=False)[0] for t in (thinking, plain)), strict=True):
+        assert one.ids[one.start :] == other.ids[other.start :]
+        assert tokenizer.decode(one.ids[other.start : one.start]).strip() == "(thought: none)"
+
+
 def test_from_data_to_a_merged_folder(distilled: Path, tmp_path: Path) -> None:
     """The NLL in the report is that of the folder that `amatax merge` writes, loaded with transformers."""
     done = run_amatax(

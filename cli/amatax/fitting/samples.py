@@ -45,7 +45,8 @@ def tokenize(
     samples, cut, lost = [], 0, 0
     for record in records:
         prompt = prompt_ids(record, tokenizer, raw=raw)
-        response = _response_ids(record, tokenizer, raw)
+        given, response = _response_ids(record, prompt, tokenizer, raw)
+        prompt = prompt + given
         if not response:
             raise DataError(f"line {record.line}: the tokenizer turns the response into nothing", "remove that line")
         ids = prompt + response
@@ -83,14 +84,15 @@ def split_off(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[
     return parts
 
 
-def _response_ids(record: Record, tokenizer: Any, raw: bool) -> list[int]:
+def _response_ids(record: Record, prompt: list[int], tokenizer: Any, raw: bool) -> tuple[list[int], list[int]]:
+    """(what a chat template puts before the response, an empty reasoning block say; the response and its end of turn)."""
     text = record.response or ""
     truncated = record.data.get("finish") == "length"
     if raw:
         prompt_text(record)
         ids = list(tokenizer(text, add_special_tokens=False).input_ids)
         end = [] if truncated or tokenizer.eos_token_id is None or not ids else [tokenizer.eos_token_id]
-        return ids + end
+        return [], ids + end
     turn = {"role": "assistant", "content": text}
     opened = tokenizer.apply_chat_template(record.messages, add_generation_prompt=True, tokenize=False)
     closed = tokenizer.apply_chat_template([*record.messages, turn], tokenize=False)
@@ -99,7 +101,16 @@ def _response_ids(record: Record, tokenizer: Any, raw: bool) -> list[int]:
             f"line {record.line}: the chat template does not write this conversation as its prompt and then the response",
             "templates that drop earlier turns cannot be scored: give the last turn alone, or pass --raw",
         )
+    if not text.strip():
+        return [], []
     after = closed[len(opened) :].rstrip()  # a line break after the end-of-turn token belongs to the next turn
+    begin = after.index(text.strip())
     if truncated:
-        after = after[: after.rindex(text.strip()) + len(text.strip())]
-    return list(tokenizer(after, add_special_tokens=False).input_ids) if text.strip() else []
+        after = after[: begin + len(text.strip())]
+    before = after[:begin] if after[:begin].strip() else ""  # white space is the response's own
+    given = list(tokenizer(before, add_special_tokens=False).input_ids) if before else []
+    # as one text, for tokenizers that write the beginning of a text in another way than its middle
+    whole, known = list(tokenizer(opened + after, add_special_tokens=False).input_ids), prompt + given
+    if whole[: len(known)] == known:
+        return given, whole[len(known) :]
+    return given, list(tokenizer(after[len(before) :], add_special_tokens=False).input_ids)
