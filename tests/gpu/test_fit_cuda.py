@@ -18,7 +18,7 @@ from amatax.recipes.loading import load_recipe
 
 FAMILY = Path(__file__).resolve().parents[2] / "merge_recipes" / "family"
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 @pytest.mark.parametrize("divergence", [False, True])
