@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test check bench bench-fit clean
 
 quickstart: $(READY)  ## environment + merge the small model family and let the result answer a prompt
 	$(BIN)/amatax merge quickstart out/quickstart
@@ -20,6 +20,11 @@ check: $(READY)  ## formatting, lint, types
 
 bench: $(READY)  ## side by side with the peer and with this machine's floor
 	$(BIN)/python -m benchmarks.run
+
+bench-fit: $(READY)  ## the fit: its cost, the whole grid, the paper's claim (an hour)
+	$(BIN)/python -m benchmarks.fit_cost
+	$(BIN)/python -m benchmarks.brute_force
+	$(BIN)/python -m benchmarks.claim
 
 # torch is pinned: a looser requirement pulls gigabytes of CUDA packages where a CPU build would do
 $(READY): pyproject.toml

@@ -122,3 +122,21 @@ def test_the_estimate_is_what_a_pass_takes(few: Path) -> None:
 def test_free_memory_is_what_the_machine_says() -> None:
     free = estimate.free_bytes(torch.device("cpu"))
     assert free is None or 1e8 < free < 1e14
+
+
+def test_methods_that_cannot_be_fitted_are_refused(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method file of one's own, without a slope: said before the models are loaded."""
+    from amatax import methods
+
+    (tmp_path / "midpoint.py").write_text(
+        'NEEDS = ("sft", "rlhf")\n\n\ndef midpoint(tensors, ratio, out=None):\n    return tensors["sft"]\n'
+    )
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    methods.method_names.cache_clear()
+    recipe = {"models": yaml.safe_load(RECIPE.read_text())["models"], "merge": {"method": "midpoint"}}
+    recipe["models"] = {role: str((RECIPE.parent / path).resolve()) for role, path in recipe["models"].items()}
+    try:
+        with pytest.raises(AmataxError, match="cannot fit the method 'midpoint'"):
+            api.fit_ratios(recipe, tmp_path / "f.yaml", data=few, device="cpu")
+    finally:
+        methods.method_names.cache_clear()

@@ -101,9 +101,11 @@ def fit_job(
 
     import_libraries()
     from amatax.fitting.estimate import check_memory
+    from amatax.fitting.merged_model import fitted_method
     from amatax.fitting.paper import Preset, check_preset
     from amatax.fitting.ranks import joined, rank_and_world
 
+    fitted_method(recipe)
     preset = Preset(options.rate, options.eps) if options.preset else None
     if preset is not None:
         for case in cases:

@@ -20,12 +20,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from amatax.checkpoints.dtypes import INTEGER
-from amatax.errors import CheckpointError
+from amatax.errors import AmataxError, CheckpointError
 from amatax.fitting.loading import load_model
 from amatax.fitting.ranks import shard
 from amatax.methods import kernel as method_kernel
-from amatax.methods import method_copies, method_slope
+from amatax.methods import method_copies, method_needs, method_slope
 from amatax.planning.plan import Plan
+from amatax.recipes.schema import Recipe
 
 PIECE = {"cpu": 1 << 19}  # elements that are widened at once: what the second-level cache holds
 LARGE_PIECE = 1 << 24  # on other devices
@@ -252,6 +253,22 @@ class _Merging(nn.Module):
         return self._owner.merge(sft, self.rlhf, self.group)
 
 
+def fitted_method(recipe: Recipe) -> Method:
+    """The recipe's method with its options.
+
+    Raises:
+        AmataxError: if it cannot be fitted.
+    """
+    name, options = recipe.merge.method, recipe.merge.options
+    slope = method_slope(name)
+    if slope is None or method_needs(name) != ("sft", "rlhf"):
+        raise AmataxError(
+            f"fit-ratios cannot fit the method {name!r}",
+            "it fits methods of sft and rlhf that tell their slope in the ratio, as `average` does",
+        )
+    return Method(partial(method_kernel(name), **options), partial(slope, **options), method_copies(name))
+
+
 def load_merged_model(
     plan: Plan,
     groups: dict[str, int],
@@ -277,8 +294,7 @@ def load_merged_model(
     sft = _load(plan, "sft", trust_remote_code)
     group_of = _parameter_groups(plan, sft, groups)
     rlhf = _load(plan, "rlhf", trust_remote_code)
-    name = plan.recipe.merge.method
-    method = Method(method_kernel(name), method_slope(name), method_copies(name))
+    method = fitted_method(plan.recipe)
     owner = MergedModel(sft, rows, method, compute or sft.dtype)
     theirs = dict(rlhf.named_parameters(remove_duplicate=False))
     saved, others = sft.state_dict().keys(), dict(rlhf.named_buffers())

@@ -1,8 +1,7 @@
 """Merge kernels: one file, one pure function of its name each. Adding a file adds the method.
 
 A kernel is `(tensors, ratio, out=None, *, options) -> tensor`: `tensors` maps each role the module's NEEDS lists to a chunk of
-that model's tensor (float32 or float64, all of one shape, on one device), `ratio` is the share of RLHF (a float, or a scalar
-tensor that may want a gradient), and the keyword-only arguments, with their types and defaults, are the recipe's options.
+that model's tensor (float32 or float64, all of one shape, on one device), `ratio` is the share of RLHF, and the keyword-only arguments, with their types and defaults, are the recipe's options.
 `out` is memory that the result may use (it may be that of the last of NEEDS); a kernel may also ignore it. Nothing else is
 written to. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}. A kernel that reads half precision,
 computes in float32 and rounds once says TAKES_HALF = True, and gets such chunks as they are on disk.
@@ -32,13 +31,9 @@ def kernel(method: str) -> Callable[..., Any]:
     return getattr(import_module(f"{__name__}.{method}"), method)
 
 
-def method_slope(method: str) -> Callable[..., Any]:
-    """The derivative of the method's function in the ratio.
-
-    Raises:
-        AttributeError: if the method has none.
-    """
-    return import_module(f"{__name__}.{method}").slope
+def method_slope(method: str) -> Callable[..., Any] | None:
+    """The derivative of the method's function in the ratio; None if it has none."""
+    return getattr(import_module(f"{__name__}.{method}"), "slope", None)
 
 
 def method_needs(method: str) -> tuple[str, ...]:

@@ -14,9 +14,7 @@ TAKES_HALF = True
 NEAREST = 2.0**-25  # 1 - ratio is 1 in float32 up to here
 
 
-def average(
-    tensors: Mapping[str, torch.Tensor], ratio: float | torch.Tensor, out: torch.Tensor | None = None
-) -> torch.Tensor:
+def average(tensors: Mapping[str, torch.Tensor], ratio: float, out: torch.Tensor | None = None) -> torch.Tensor:
     """sft - ratio * (sft - rlhf): one subtraction and one fused multiply-add, in float32 for half precision.
 
     It is written from the nearer model, sft - ratio * (sft - rlhf) or rlhf - (1 - ratio) * (rlhf - sft), so that the factor is
@@ -34,17 +32,16 @@ def average(
     import torch
 
     sft, rlhf = tensors["sft"], tensors["rlhf"]
-    if isinstance(ratio, float | int) and ratio in COPIES:
+    if ratio in COPIES:
         end = tensors[COPIES[ratio]]
         return end.clone() if out is None else out.copy_(end)
-    at = ratio if isinstance(ratio, float | int) else ratio.item()
-    if NEAREST < at <= 0.5:
+    if NEAREST < ratio <= 0.5:
         return torch.lerp(rlhf, sft, 1 - ratio, out=out)
-    if 0.5 < at < 1 - NEAREST:
+    if 0.5 < ratio < 1 - NEAREST:
         return torch.lerp(sft, rlhf, ratio, out=out)
     # beyond the models, or nearer to one than float32 tells: lerp's factor would be positive, or zero
     wide = torch.promote_types(sft.dtype, torch.float32)
-    near, far, factor = (sft, rlhf, ratio) if at >= 0 else (rlhf, sft, 1 - ratio)
+    near, far, factor = (sft, rlhf, ratio) if ratio >= 0 else (rlhf, sft, 1 - ratio)
     merged = (near.to(wide) - factor * (near.to(wide) - far.to(wide))).to(sft.dtype)
     return merged if out is None else out.copy_(merged)
 
