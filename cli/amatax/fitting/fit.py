@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from amatax.errors import AmataxError
 from amatax.fitting.evidence import Interval, paired_bootstrap, ratio_intervals, verdict
 from amatax.fitting.merged_model import MergedModel
 from amatax.fitting.optimum import Optimum, corners, distinct, feasible, minimise
@@ -74,17 +76,17 @@ def fit(
         regulariser: strength of C.5, nats per token.
         batch_tokens: tokens of a batch.
     """
-    few = sorted(random.Random(seed).sample(range(len(train)), min(FIRST_LOOK, len(train))))
-    parts = {"fit": train, "held": held, "look": [train[i] for i in few]}
+    parts = {"fit": train, "held": held, "look": _few(train, seed)}
     if keep is not None:
-        parts |= {"keep": keep.train, "keep held": keep.held}
+        parts |= {"keep": keep.train, "keep held": keep.held, "keep look": _few(keep.train, seed)}
     problem = Problem(merged, variables, parts, journal, batch_tokens, watcher)
     merged.hold_mean(problem.shares if alpha is not None else None)
 
+    level = _level(problem, alpha, keep)
+    uniform = feasible(variables.uniform(level), problem.shares, alpha)
     optima: list[Optimum] = []
-    if begin is None and alpha is not None and keep is None and preset is None:
-        optima = _look_around(problem, alpha)
-    uniform = feasible(variables.uniform(_level(problem, alpha, keep)), problem.shares, alpha)
+    if begin is None and preset is None:
+        optima = _look_around(problem, level, alpha, keep)
     watcher.say("fitting")
     if preset is not None and alpha is not None:
         best = one_epoch(problem, alpha, preset, seed)
@@ -137,7 +139,7 @@ def _descend(
     problem: Problem, first: Sequence[float], alpha: float | None, keep: Keep | None, regulariser: float
 ) -> Optimum:
     """The constrained optimum of the fitted part."""
-    objective = problem.objective("fit", keep.weight if keep else None)
+    objective = problem.objective("fit", "keep", keep.weight if keep else None)
     if regulariser and alpha is not None:
         width = 2 if problem.variables.groups else 1  # unknowns of a block
         blocks = sum(1 for share in problem.shares if share) // width
@@ -155,17 +157,35 @@ def _descend(
     )
 
 
-def _look_around(problem: Problem, alpha: float) -> list[Optimum]:
+def _look_around(problem: Problem, level: float, alpha: float | None, keep: Keep | None) -> list[Optimum]:
     """Distinct optima of a few samples, best first: the likelihood is not convex in the ratios."""
     shares = problem.shares
-    if sum(1 for share in shares if share) + (0 in shares) < 2:
+    if alpha is not None and sum(1 for share in shares if share) + (0 in shares) < 2:
         return []  # one block at a held mean cannot move
     problem.watcher.say("a first look around")
-    uniform = feasible(problem.variables.uniform(alpha), shares, alpha)
-    looks = sorted((problem.measured("look", point).mean, point) for point in corners(len(shares), shares, alpha))
+
+    def standing(point: list[float]) -> tuple[float, float]:
+        """How far beyond the bound, then what is minimised."""
+        value = problem.measured("look", point).mean
+        kl = problem.measured("keep look", point).mean if keep is not None else 0.0
+        beyond = max(0.0, kl - keep.most) if keep is not None and keep.most is not None else 0.0
+        return beyond, value + (keep.weight or 0.0) * kl if keep is not None else value
+
+    uniform = feasible(problem.variables.uniform(level), shares, alpha)
+    looks = sorted((standing(point), point) for point in corners(len(shares), shares, level))
     starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
-    look = problem.objective("look")
-    return distinct([minimise(look, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS) for start in starts])
+    look = problem.objective("look", "keep look", keep.weight if keep else None)
+    limit = (problem.objective("keep look"), keep.most) if keep is not None and keep.most is not None else None
+    found = []
+    for start in starts:
+        with suppress(AmataxError):  # nothing within the bound was found from there
+            found.append(minimise(look, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit))
+    return distinct(found)
+
+
+def _few(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """For the first look."""
+    return [samples[i] for i in sorted(random.Random(seed).sample(range(len(samples)), min(FIRST_LOOK, len(samples))))]
 
 
 def _level(problem: Problem, alpha: float | None, keep: Keep | None) -> float:

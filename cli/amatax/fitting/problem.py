@@ -66,14 +66,14 @@ class Problem:
             return self.journal.measured(f"{part} at", [end], gradient, run)
         return self.journal.measured(part, list(values), gradient, run)
 
-    def objective(self, part: str, weight: float | None = None) -> Function:
-        """values -> (mean, gradient) over a part, plus the kept prompts' divergence times `weight`."""
+    def objective(self, part: str, kept: str = "keep", weight: float | None = None) -> Function:
+        """values -> (mean, gradient) over a part, plus the divergence on the part `kept` times `weight`."""
 
         def evaluate(values: list[float]) -> tuple[float, list[float]]:
             found = self.measured(part, values, gradient=True)
             if weight is None:
                 return found.mean, found.slope()
-            tax = self.measured("keep", values, gradient=True)
+            tax = self.measured(kept, values, gradient=True)
             slope = [one + weight * other for one, other in zip(found.slope(), tax.slope(), strict=True)]
             return found.mean + weight * tax.mean, slope
 
