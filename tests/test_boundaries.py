@@ -97,3 +97,20 @@ def test_importing_amatax_imports_nothing_heavy() -> None:
     code = "import amatax, sys; print(sorted({'torch', 'pydantic', 'yaml'} & set(sys.modules))); amatax.load_recipe"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_a_merge_leaves_out_of_torch_is_imported_when_asked_for(siblings: Path) -> None:
+    name = "torch._meta_registrations"
+    code = (
+        "import sys\nsys.argv = ['amatax', 'merge', 'recipe.yaml', 'out', '--json']\n"
+        "from amatax.commands import app\n"
+        "try:\n    app()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+        f"import torch\nstand_in = sys.modules[{name!r}]\n"
+        "assert not any(m.startswith('torch._decomp.') for m in sys.modules), 'the import was not put off'\n"
+        "print(torch._meta_registrations.meta_embedding_bag)\n"
+        f"assert sys.modules[{name!r}] is not stand_in is not torch._meta_registrations\n"
+        "print(torch.empty(4, 4, device='meta').diagonal_scatter(torch.empty(4, device='meta')).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=siblings)
+    assert done.stdout.splitlines()[-2:][0].startswith("<function meta_embedding_bag"), done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "torch.Size([4, 4])"
