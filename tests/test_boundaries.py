@@ -107,6 +107,7 @@ def test_what_a_merge_leaves_out_of_torch_is_imported_when_asked_for(siblings: P
         "try:\n    app()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
         f"import torch\nstand_in = sys.modules[{name!r}]\n"
         "assert not any(m.startswith('torch._decomp.') for m in sys.modules), 'the import was not put off'\n"
+        "assert 'numpy' not in sys.modules\nimport numpy\n"
         "print(torch._meta_registrations.meta_embedding_bag)\n"
         f"assert sys.modules[{name!r}] is not stand_in is not torch._meta_registrations\n"
         "print(torch.empty(4, 4, device='meta').diagonal_scatter(torch.empty(4, device='meta')).shape)"

@@ -38,7 +38,7 @@ def run(
     """Merge checkpoints as a recipe says, into a model folder ready for the Hub. A rerun continues an interrupted merge."""
     from amatax import api
     from amatax.commands.progress import ProgressWatcher
-    from amatax.commands.startup import import_when_used
+    from amatax.commands.startup import lean_torch
     from amatax.recipes.gallery import find_recipe
 
     if quiet or as_json:
@@ -55,8 +55,7 @@ def run(
         elif not quiet:
             print("\n".join(plan_lines(planned, threads)))
         return
-    import_when_used("torch._meta_registrations")  # shape rules in Python for tensors without data: a merge has none
-    with ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
+    with lean_torch(), ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
         result = api.merge(
             file,
             output or None,
