@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cli" / "amatax"
 STAGES = ["recipes", "checkpoints", "planning", "streaming", "writing"]
@@ -115,3 +116,18 @@ def test_what_a_merge_leaves_out_of_torch_is_imported_when_asked_for(siblings: P
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=siblings)
     assert done.stdout.splitlines()[-2:][0].startswith("<function meta_embedding_bag"), done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "torch.Size([4, 4])"
+
+
+def test_checkpoints_of_torch_save_are_merged_by_a_process_of_their_own(siblings: Path) -> None:
+    """Reading them needs parts of torch that a merge otherwise leaves out."""
+    from safetensors.torch import load_file
+
+    for role in ("sft", "rlhf"):
+        files = list((siblings / role).glob("*.safetensors*"))
+        tensors = {name: t for file in files if file.suffix == ".safetensors" for name, t in load_file(file).items()}
+        torch.save(tensors, siblings / role / "pytorch_model.bin")
+        for file in files:
+            file.unlink()
+    command = [sys.executable, "-m", "amatax", "merge", "recipe.yaml", "out", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=siblings)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -21,6 +19,7 @@ from amatax.planning.names import Anatomy, anatomy
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.loading import load_recipe
 from amatax.recipes.schema import Recipe, is_folder
+from amatax.streaming.importing import importing_torch
 
 if TYPE_CHECKING:
     from amatax.fitting.distilling import DistillResult
@@ -330,14 +329,8 @@ def _streamer(
     planned: Plan, device: str, threads: int | None, allow_nonfinite: bool, watcher: Watcher
 ) -> Callable[[], Streamer]:
     """torch is imported here, after everything that can go wrong without it has gone right."""
-    # Ctrl-C waits for the second this takes: an exception in the middle of torch's C++ part ends the process with SIGABRT
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # which is not needed
-            from amatax.streaming.stream import Streamer, pick_device
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    with importing_torch():
+        from amatax.streaming.stream import Streamer, pick_device
 
     where = pick_device(device)
     count = threads or default_threads()

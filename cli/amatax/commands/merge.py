@@ -38,8 +38,8 @@ def run(
     """Merge checkpoints as a recipe says, into a model folder ready for the Hub. A rerun continues an interrupted merge."""
     from amatax import api
     from amatax.commands.progress import ProgressWatcher
-    from amatax.commands.startup import lean_torch
     from amatax.recipes.gallery import find_recipe
+    from amatax.streaming import importing
 
     if quiet or as_json:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -55,7 +55,8 @@ def run(
         elif not quiet:
             print("\n".join(plan_lines(planned, threads)))
         return
-    with lean_torch(), ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
+    importing.merges_only = True
+    with ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
         result = api.merge(
             file,
             output or None,
