@@ -23,7 +23,6 @@ FIRST_LOOK = 32  # samples that the first look and the rough descents see
 STARTS = 3  # rough descents
 ROUGH, FINE = 1e-4, 1e-6  # nats per token: where a descent stops; float32 tells no less than 1e-7 apart
 ROUGH_STEPS, FINE_STEPS = 20, 60
-NEAR = 1e-5  # a ratio as written is that of the descent, whose pass is made already
 HALVINGS = 8  # of the level at which a uniform average keeps to a bound
 
 
@@ -54,7 +53,7 @@ def fit(
     watcher: Watching,
     keep: Keep | None = None,
     seed: int = 0,
-    begin: Sequence[float] | None = None,
+    begin: Optimum | None = None,
     preset: Preset | None = None,
     regulariser: float = 0.0,
     batch_tokens: int = 4096,
@@ -71,7 +70,7 @@ def fit(
         watcher: told the samples of a pass, those that are done, and what is going on.
         keep: what must stay of SFT (beyond the paper).
         seed: of the first look's samples and of the bootstrap.
-        begin: the optimum of a neighbouring alpha, to start from instead of looking around.
+        begin: the descent at a neighbouring alpha, to start from its end instead of looking around.
         preset: the paper's own way, at a held mean and without `keep`.
         regulariser: strength of C.5, nats per token.
         batch_tokens: tokens of a batch.
@@ -79,7 +78,7 @@ def fit(
     parts = {"fit": train, "held": held, "look": _few(train, seed)}
     if keep is not None:
         parts |= {"keep": keep.train, "keep held": keep.held, "keep look": _few(keep.train, seed)}
-    problem = Problem(merged, variables, parts, journal, batch_tokens, watcher)
+    problem = Problem(merged, variables, parts, journal, batch_tokens, watcher, alpha)
     merged.hold_mean(problem.shares if alpha is not None else None)
 
     level = _level(problem, alpha, keep)
@@ -91,8 +90,8 @@ def fit(
     if preset is not None and alpha is not None:
         best = one_epoch(problem, alpha, preset, seed)
     else:
-        first = begin if begin is not None else optima[0].values if optima else uniform
-        best = _descend(problem, first, alpha, keep, regulariser)
+        near = begin or (optima[0] if optima else None)
+        best = _descend(problem, near, uniform, alpha, keep, regulariser)
     bounded = alpha is None and keep is not None and keep.most is not None
     if alpha is None:
         alpha = round(problem.mean_ratio(best.values), PLACES)
@@ -110,7 +109,7 @@ def fit(
     if keep is None:  # of a bounded fit the bound decides, not the likelihood's curvature
         intervals = ratio_intervals(
             lambda point: problem.measured("fit", point, gradient=True),
-            best.values if max(abs(a - b) for a, b in zip(best.values, values, strict=True)) < NEAR else values,
+            values,
             problem.shares,
             problem.prompts("fit"),
             held=any(problem.shares),
@@ -126,7 +125,7 @@ def fit(
         held_out=held_out,
         verdict=verdict(held_out.gain, len(set(problem.prompts("held")))) if held_out else "not tested",
         optima=len(optima),
-        path=best.path,
+        descent=best,
         found_alpha=bounded,
         tradeoff=_tradeoff(problem, values, uniform, alpha) if keep is not None else [],
         bound=keep.most if keep else None,
@@ -136,9 +135,14 @@ def fit(
 
 
 def _descend(
-    problem: Problem, first: Sequence[float], alpha: float | None, keep: Keep | None, regulariser: float
+    problem: Problem,
+    near: Optimum | None,
+    uniform: Sequence[float],
+    alpha: float | None,
+    keep: Keep | None,
+    regulariser: float,
 ) -> Optimum:
-    """The constrained optimum of the fitted part."""
+    """The constrained optimum of the fitted part, from a near one if there is one."""
     objective = problem.objective("fit", "keep", keep.weight if keep else None)
     if regulariser and alpha is not None:
         width = 2 if problem.variables.groups else 1  # unknowns of a block
@@ -148,9 +152,10 @@ def _descend(
         objective = regularised(objective, weights, alpha)
     return minimise(
         objective,
-        first,
+        near.values if near else uniform,
         problem.shares,
         alpha,
+        curvature=near.curvature if near else None,
         tolerance=FINE,
         most=FINE_STEPS,
         limit=(problem.objective("keep"), keep.most) if keep is not None and keep.most is not None else None,
@@ -176,10 +181,13 @@ def _look_around(problem: Problem, level: float, alpha: float | None, keep: Keep
     starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
     look = problem.objective("look", "keep look", keep.weight if keep else None)
     limit = (problem.objective("keep look"), keep.most) if keep is not None and keep.most is not None else None
-    found = []
+    found: list[Optimum] = []
     for start in starts:
+        known = found[-1].curvature if found else None
         with suppress(AmataxError):  # nothing within the bound was found from there
-            found.append(minimise(look, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit))
+            found.append(
+                minimise(look, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known)
+            )
     return distinct(found)
 
 

@@ -172,7 +172,7 @@ def _fits(
                 passes,
                 keep=Keep(data.keep, data.keep_held, case.max_kl, options.keep_weight) if options.keep else None,
                 seed=options.seed,
-                begin=found[-1].values if found else None,
+                begin=found[-1].descent if found else None,
                 preset=preset,
                 regulariser=options.regulariser,
                 batch_tokens=options.batch_tokens,
@@ -296,6 +296,7 @@ def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
 def fit_json(fitted: Fitted) -> dict[str, Any]:
     """One fit for scripts."""
     found = asdict(fitted.fit)
+    found["path"] = found.pop("descent")["path"]
     found["ratios"] = fitted.fit.ratios.model_dump(mode="json")
     found["intervals"] = [None if i is None else [i.low, i.high] for i in fitted.fit.intervals]
     for part in ("fitted", "held_out"):

@@ -1,7 +1,8 @@
 """min f(a) over the ratios with every a in 0..1 and their weighted mean at alpha (AMA, Eq. 8), by sequential quadratic programming.
 
-The feasible set is a box cut by one plane: scipy's SLSQP keeps to both exactly and needs about ten gradients. The likelihood is
-not convex in the ratios, so several starts are tried on a part of the data first.
+The feasible set is a box cut by one plane: scipy's SLSQP keeps to both exactly. What one descent learns of the curvature the next
+one begins with, so that of the passes over all the data two or three are enough. The likelihood is not convex in the ratios, so
+several starts are tried on a part of the data first.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from amatax.errors import AmataxError
 Function = Callable[[list[float]], tuple[float, list[float]]]  # values -> (f, gradient)
 SLACK = 1e-3  # by which a limit may be missed, relative
 PATIENCE = 6  # evaluations without a gain after which a descent ends
+FLATTEST = 1e-2  # the least curvature that is believed, of the largest
 SAME = 0.05  # two optima are one if no ratio differs by more
 
 
@@ -35,6 +38,7 @@ class Optimum:
         steps: evaluations of f and its gradient.
         start: where it began.
         path: f at each iteration.
+        curvature: the Hessian of f as far as the descent tells it, positive definite (unknowns, unknowns); None if it did not move.
     """
 
     values: list[float]
@@ -42,6 +46,7 @@ class Optimum:
     steps: int
     start: list[float]
     path: list[float]
+    curvature: np.ndarray | None = None
 
 
 def minimise(
@@ -53,6 +58,7 @@ def minimise(
     tolerance: float,
     most: int,
     limit: tuple[Function, float] | None = None,
+    curvature: np.ndarray | None = None,
 ) -> Optimum:
     """Descend from one start.
 
@@ -64,6 +70,7 @@ def minimise(
         tolerance: stops when f changes by less.
         most: iterations.
         limit: (g, bound): g(a) <= bound is kept too.
+        curvature: what is known of the Hessian of f; SLSQP itself begins with the identity.
 
     Raises:
         AmataxError: if no point within the limit was found.
@@ -72,16 +79,22 @@ def minimise(
 
     weights = np.array(shares, dtype=float)
     begin = np.array(feasible(start, shares, alpha))
+    axes = _unit_curvature(curvature) if curvature is not None else np.eye(len(begin))  # ratios = begin + axes @ y
     count = idle = 0
     path: list[float] = []
+    seen: list[tuple[Any, Any]] = []
     best: tuple[float, Any] | None = None
     lowest = np.inf  # of g
 
-    def evaluate(x: Any) -> tuple[float, Any]:
+    def ratios(y: Any) -> Any:
+        return np.clip(begin + axes @ y, 0, 1)
+
+    def evaluate(y: Any) -> tuple[float, Any]:
         nonlocal count, best, lowest, idle
         count += 1
-        point = np.clip(x, 0, 1)
+        point = ratios(y)
         value, gradient = function([float(v) for v in point])
+        seen.append((point, np.array(gradient)))
         within = alpha is None or not weights.any() or abs(weights @ point - alpha) < 1e-9
         if limit is not None:
             kept = limit[0]([float(v) for v in point])[0]
@@ -95,30 +108,53 @@ def minimise(
         if best is not None and idle >= PATIENCE:  # the rounding of float32 keeps SLSQP's own test from ending it
             raise _EnoughError
         path.append(value)
-        return value, np.array(gradient)
+        return value, axes.T @ np.array(gradient)
 
-    constraints: list[dict[str, Any]] = []
+    constraints: list[dict[str, Any]] = [
+        {"type": "ineq", "fun": lambda y: begin + axes @ y, "jac": lambda y: axes},
+        {"type": "ineq", "fun": lambda y: 1 - begin - axes @ y, "jac": lambda y: -axes},
+    ]
     if alpha is not None and weights.any():
-        constraints = [{"type": "eq", "fun": lambda x: weights @ x - alpha, "jac": lambda x: weights}]
+        mean = {"type": "eq", "fun": lambda y: weights @ (begin + axes @ y) - alpha, "jac": lambda y: weights @ axes}
+        constraints.append(mean)
     if limit is not None:
         kept_by, bound = limit
         constraints.append(
             {
                 "type": "ineq",
-                "fun": lambda x: bound - kept_by([float(v) for v in np.clip(x, 0, 1)])[0],
-                "jac": lambda x: -np.array(kept_by([float(v) for v in np.clip(x, 0, 1)])[1]),
+                "fun": lambda y: bound - kept_by([float(v) for v in ratios(y)])[0],
+                "jac": lambda y: -np.array(kept_by([float(v) for v in ratios(y)])[1]) @ axes,
             }
         )
-    bounds = [(0.0, 1.0)] * len(begin)
     options = {"ftol": tolerance, "maxiter": most}
     with suppress(_EnoughError):
         optimize.minimize(
-            evaluate, begin, jac=True, method="SLSQP", bounds=bounds, constraints=constraints, options=options
+            evaluate, np.zeros(len(begin)), jac=True, method="SLSQP", constraints=constraints, options=options
         )
     if best is None:
         message = f"no ratios with a divergence of at most {limit[1] if limit else 0:g} were found; the least seen is {lowest:.4g}"
         raise AmataxError(message, "allow more with --max-kl, or leave alpha free")
-    return Optimum([float(v) for v in best[1]], float(best[0]), count, [float(v) for v in begin], path)
+    learnt = _learn(curvature, seen)
+    return Optimum([float(v) for v in best[1]], float(best[0]), count, [float(v) for v in begin], path, learnt)
+
+
+def _learn(curvature: np.ndarray | None, seen: Sequence[tuple[Any, Any]]) -> np.ndarray | None:
+    """The Hessian by BFGS from a descent's points and gradients, begun with what was known (Nocedal and Wright, 6.19)."""
+    for (here, slope), (there, other) in pairwise(seen):
+        step, bend = there - here, other - slope
+        if not step.any() or step @ bend <= 1e-3 * np.linalg.norm(step) * np.linalg.norm(bend):
+            continue  # bent downwards, or rounding
+        if curvature is None:
+            curvature = np.eye(len(step)) * (bend @ bend) / (step @ bend)
+        along = curvature @ step
+        curvature = curvature - np.outer(along, along) / (step @ along) + np.outer(bend, bend) / (step @ bend)
+    return curvature
+
+
+def _unit_curvature(curvature: np.ndarray) -> np.ndarray:
+    """Axes along which the Hessian is the identity (unknowns, unknowns)."""
+    values, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
+    return vectors / np.sqrt(np.maximum(values, FLATTEST * values.max()))
 
 
 def feasible(values: Sequence[float], shares: Sequence[float], alpha: float | None) -> list[float]:

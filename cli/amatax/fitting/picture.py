@@ -33,7 +33,14 @@ def draw(found: Fit, path: Path) -> None:
     ratios.set_ylim(0, 1)
     ratios.set_ylabel("share of RLHF (95 % interval)")
     ratios.legend(frameon=False)
-    path_axes.plot(range(1, len(found.path) + 1), found.path, marker="o", markersize=3, color="#4c72b0", label="fit")
+    path_axes.plot(
+        range(1, len(found.descent.path) + 1),
+        found.descent.path,
+        marker="o",
+        markersize=3,
+        color="#4c72b0",
+        label="fit",
+    )
     path_axes.axhline(found.fitted.uniform, color="grey", linestyle="--", linewidth=1, label="uniform")
     path_axes.set_xlabel("evaluation of the last descent")
     path_axes.set_ylabel("NLL, nats per response token (fitted part)")

@@ -13,7 +13,7 @@ from amatax.fitting.optimum import Function
 from amatax.fitting.passes import Passes
 from amatax.fitting.samples import Sample
 from amatax.fitting.sampling import Watching
-from amatax.fitting.variables import Variables
+from amatax.fitting.variables import Variables, exact_mean
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Problem:
         journal: of earlier passes.
         batch_tokens: tokens of a batch.
         watcher: told the samples of a pass, and those that are done.
+        alpha: the mean that is held, if one is.
         made: passes with gradients so far.
     """
 
@@ -36,6 +37,7 @@ class Problem:
     journal: Passes
     batch_tokens: int
     watcher: Watching
+    alpha: float | None = None
     made: int = 0
     shares: list[float] = field(init=False)
 
@@ -67,9 +69,14 @@ class Problem:
         return self.journal.measured(part, list(values), gradient, run)
 
     def objective(self, part: str, kept: str = "keep", weight: float | None = None) -> Function:
-        """values -> (mean, gradient) over a part, plus the divergence on the part `kept` times `weight`."""
+        """values -> (mean, gradient) over a part, plus the divergence on the part `kept` times `weight`.
+
+        At a held mean the values are taken as they would be written: what a descent ends at is measured then.
+        """
 
         def evaluate(values: list[float]) -> tuple[float, list[float]]:
+            if self.alpha is not None:
+                values = exact_mean(values, self.variables.shares, self.alpha)
             found = self.measured(part, values, gradient=True)
             if weight is None:
                 return found.mean, found.slope()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from amatax.fitting.evidence import Interval
+from amatax.fitting.optimum import Optimum
 from amatax.recipes.schema import Ratios
 
 
@@ -59,7 +60,7 @@ class Fit:
         held_out: on the part that was never fitted; None without one.
         verdict: fitted against uniform, held out: better, worse, indistinguishable, or too few prompts; else "not tested".
         optima: how many distinct optima the rough descents ended in.
-        path: what is minimised on the fitted part, at each evaluation of the last descent.
+        descent: the last one, on the fitted part; a neighbouring alpha begins where it ended.
         passes: passes with gradients that were made.
         found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average that just keeps to the bound.
         tradeoff: of a tax-aware fit.
@@ -76,7 +77,7 @@ class Fit:
     held_out: Part | None
     verdict: str
     optima: int
-    path: list[float]
+    descent: Optimum
     passes: int
     found_alpha: bool = False
     tradeoff: list[Tradeoff] = field(default_factory=list)
