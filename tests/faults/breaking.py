@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import Run
+
 FIRST = "model-00001-of-00003.safetensors"
 SECOND = "model-00002-of-00003.safetensors"
 LAST = "model-00003-of-00003.safetensors"
@@ -41,31 +43,22 @@ class Case:
         return self.name.replace(" ", "-")
 
 
-@dataclass
-class Answer:
-    """A finished command of this process."""
-
-    code: int
-    out: str
-    err: str
-
-
-def amatax_here(*args: str | Path) -> Answer:
+def amatax_here(*args: str | Path) -> Run:
     """`amatax ARGS` in this process: much faster than one of its own."""
     from typer.testing import CliRunner
 
     from amatax.commands import app
 
     done = CliRunner().invoke(app, [str(arg) for arg in args])
-    return Answer(done.exit_code, done.stdout, done.stderr)
+    return Run(done.exit_code, done.stdout, done.stderr)
 
 
-def merge_here(folder: Path, *args: str | Path) -> Answer:
+def merge_here(folder: Path, *args: str | Path) -> Run:
     """Merge folder/recipe.yaml into folder/out."""
     return amatax_here("merge", folder / "recipe.yaml", folder / "out", *args)
 
 
-def assert_clear(answer: Answer) -> None:
+def assert_clear(answer: Run) -> None:
     """The user's fault, said in one message: cause first, next step last, no traceback."""
     shown = f"exit {answer.code}\n{answer.out}\n{answer.err}"
     assert "Traceback" not in answer.err, shown

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.breaking import snapshot
-from tests.faults.processes import Warm, save_large_siblings
+from tests.faults.processes import save_large_siblings
+from tests.forked import Warm
 
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    server = Warm(tmp_path_factory.mktemp("warm"))
+    parts = ("api", "commands", "streaming.stream", "writing.record", "writing.verification", "writing.writer")
+    server = Warm(tmp_path_factory.mktemp("warm"), *(f"amatax.{part}" for part in parts))
     yield server
     server.close()
 

@@ -6,89 +6,21 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from tests.faults.breaking import Answer
+from tests.forked import Job
 
-HERE = Path(__file__).resolve().parent
 SHARDS = 24
 
 
-class Warm:
-    """Starts processes through warm.py."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.count = 0
-        self.server = subprocess.Popen(
-            [sys.executable, str(HERE / "warm.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, **request: Any) -> Any:
-        assert self.server.stdin and self.server.stdout
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def start(self, cwd: Path, *args: str | Path, die_at: int = 0, stop_at: int = 0, events: Path | None = None) -> Job:
-        self.count += 1
-        err = self.folder / f"err-{self.count}"
-        answer = self.ask(
-            args=[str(a) for a in args],
-            cwd=str(cwd),
-            err=str(err),
-            die_at=die_at,
-            stop_at=stop_at,
-            events=str(events) if events else None,
-        )
-        return Job(self, answer["pid"], err)
-
-    def run(self, cwd: Path, *args: str | Path, die_at: int = 0, events: Path | None = None) -> Answer:
-        return self.start(cwd, *args, die_at=die_at, events=events).wait()
-
-    def close(self) -> None:
-        assert self.server.stdin
-        self.server.stdin.close()
-        self.server.wait()
-
-
-class Job:
-    """A process at work."""
-
-    def __init__(self, warm: Warm, pid: int, err: Path) -> None:
-        self.warm, self.pid, self.err = warm, pid, err
-
-    def send(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def wait(self) -> Answer:
-        status = self.warm.ask(wait=self.pid)["status"]
-        text = self.err.read_text()
-        return Answer(status, text, text)
-
-    def stopped(self) -> None:
-        """Wait until it has stopped itself (`stop_at`)."""
-        deadline = time.monotonic() + 30
-        while self.state() != "T":
-            assert time.monotonic() < deadline, self.err.read_text()
-            time.sleep(0.002)
-
-    def pause_after(self, folder: Path, shards: int) -> None:
-        """Stop the process (SIGSTOP) as soon as it has finished so many shards in folder, in the middle of the next."""
-        while finished(folder) < shards:
-            assert self.state() != "Z", f"it was faster than this loop, or failed\n{self.err.read_text()}"
-            time.sleep(0.0005)
-        self.send(signal.SIGSTOP)
-        self.stopped()
-
-    def state(self) -> str:
-        """R, S, T (stopped), Z (ended) ..."""
-        stat = Path(f"/proc/{self.pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[0]
+def pause_after(job: Job, folder: Path, shards: int) -> None:
+    """Stop a process (SIGSTOP) as soon as it has finished so many shards in folder, in the middle of the next."""
+    while finished(folder) < shards:
+        assert job.state() != "Z", f"it was faster than this loop, or failed\n{job.err.read_text()}"
+        time.sleep(0.0005)
+    job.send(signal.SIGSTOP)
+    job.stopped()
 
 
 def finished(folder: Path) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import Run
 from tests.faults.breaking import (
     DOWN,
     EMBED,
@@ -22,7 +23,6 @@ from tests.faults.breaking import (
     LAST,
     NORM,
     SECOND,
-    Answer,
     Case,
     amatax_here,
     assert_clear,
@@ -248,7 +248,7 @@ def test_a_dry_run_finds_links_too(siblings: Path) -> None:
     assert "tokenizer.json" in answer.err
 
 
-def plan_in_4_gb(folder: Path) -> Answer:
+def plan_in_4_gb(folder: Path) -> Run:
     """A dry run in a process of its own that may take little time and memory."""
     done = subprocess.run(
         [sys.executable, "-m", "amatax", "merge", "recipe.yaml", "out", "--dry-run"],
@@ -258,7 +258,7 @@ def plan_in_4_gb(folder: Path) -> Answer:
         timeout=20,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)),
     )
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return Run(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(

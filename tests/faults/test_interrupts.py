@@ -18,12 +18,13 @@ import pytest
 from tests.faults.breaking import DOWN, FIRST, assert_clear, edit_tensors, load_all, snapshot
 from tests.faults.processes import (
     SHARDS,
-    Warm,
     finished,
     hard_linked,
+    pause_after,
     stamps,
     write_large_recipe,
 )
+from tests.forked import Warm
 
 MERGE = ("merge", "recipe.yaml", "out")
 
@@ -76,7 +77,7 @@ def test_killed_again_and_again(large: Path, warm: Warm, large_merged: dict[str,
     done = 0
     while done < SHARDS - 8:
         job = warm.start(large, *MERGE)
-        job.pause_after(large / "out.unfinished", done + 4)
+        pause_after(job, large / "out.unfinished", done + 4)
         before = stamps(large / "out.unfinished")
         job.send(signal.SIGKILL)
         assert job.wait().code == -signal.SIGKILL
@@ -158,7 +159,7 @@ def test_a_torn_journal_line_costs_one_shard_at_most(large: Path, warm: Warm, la
     work = large / "out.unfinished"
     for shards in (4, 10):
         job = warm.start(large, *MERGE)
-        job.pause_after(work, shards)
+        pause_after(job, work, shards)
         job.send(signal.SIGKILL)
         job.wait()
         with (work / ".amatax" / "journal.jsonl").open("a") as file:
@@ -190,7 +191,7 @@ def test_a_foreign_journal_line_is_no_bug(line: str, siblings: Path, warm: Warm)
 def test_a_shard_damaged_between_two_runs(large: Path, warm: Warm, large_merged: dict[str, bytes]) -> None:
     """A finished shard that was cut off meanwhile (a crash of the machine) is made again."""
     job = warm.start(large, *MERGE)
-    job.pause_after(large / "out.unfinished", 4)
+    pause_after(job, large / "out.unfinished", 4)
     job.send(signal.SIGKILL)
     job.wait()
     shard = sorted((large / "out.unfinished").glob("*.safetensors"))[1]
@@ -289,7 +290,7 @@ def replace_by_next_step(path: Path, *, keep_mtime: bool) -> None:
 def test_another_step_of_the_same_run_is_never_mixed_in(keep_mtime: bool, large: Path, warm: Warm) -> None:
     """Interrupted, the weights replaced (even with their old time), run again: a fresh merge of the new ones."""
     job = warm.start(large, *MERGE)
-    job.pause_after(large / "out.unfinished", 5)
+    pause_after(job, large / "out.unfinished", 5)
     job.send(signal.SIGKILL)
     job.wait()
     replace_by_next_step(large / "rlhf" / "model.safetensors", keep_mtime=keep_mtime)
@@ -304,7 +305,7 @@ def test_another_step_of_the_same_run_is_never_mixed_in(keep_mtime: bool, large:
 def test_an_input_replaced_during_the_merge(keep_mtime: bool, large: Path, warm: Warm) -> None:
     """Refused with the file's name, nothing finished; the rerun merges the new one."""
     job = warm.start(large, *MERGE)
-    job.pause_after(large / "out.unfinished", 5)
+    pause_after(job, large / "out.unfinished", 5)
     replace_by_next_step(large / "sft" / "model.safetensors", keep_mtime=keep_mtime)
     job.send(signal.SIGCONT)
     answer = job.wait()
@@ -321,7 +322,7 @@ def test_an_input_lost_during_the_merge(how: str, large: Path, warm: Warm) -> No
     """The message names the input, not the output's disk."""
     path = large / "rlhf" / "model.safetensors"
     job = warm.start(large, *MERGE)
-    job.pause_after(large / "out.unfinished", 3)
+    pause_after(job, large / "out.unfinished", 3)
     if how == "removed":
         path.unlink()
     else:
@@ -350,7 +351,7 @@ def test_a_finished_folder_of_inputs_that_changed(siblings: Path, warm: Warm) ->
 def test_other_recipe_after_an_interrupt(large: Path, warm: Warm, large_merged: dict[str, bytes]) -> None:
     """Unfinished work of another recipe is refused, kept, and replaced only by --overwrite."""
     job = warm.start(large, *MERGE)
-    job.pause_after(large / "out.unfinished", 3)
+    pause_after(job, large / "out.unfinished", 3)
     job.send(signal.SIGKILL)
     job.wait()
     before = stamps(large / "out.unfinished")
@@ -393,7 +394,7 @@ def test_nan_found_late_keeps_the_finished_shards(siblings: Path, warm: Warm) ->
 def test_two_merges_into_one_folder(large: Path, warm: Warm, large_merged: dict[str, bytes]) -> None:
     """The second is told that the first is at work, and harms nothing."""
     first = warm.start(large, *MERGE)
-    first.pause_after(large / "out.unfinished", 3)
+    pause_after(first, large / "out.unfinished", 3)
     second = warm.run(large, *MERGE)
     assert_clear(second)
     assert "another merge is writing" in second.err

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import Run
 from tests.faults.breaking import (
     DOWN,
     EMBED,
     HEAD,
     SECOND,
-    Answer,
     amatax_here,
     assert_clear,
     edit_json,
@@ -128,7 +128,7 @@ def test_bin_of_a_big_endian_machine(siblings: Path) -> None:
     other_byteorder(siblings)
     command = [sys.executable, "-m", "amatax", "inspect", "./rlhf"]
     done = subprocess.run(command, cwd=siblings, capture_output=True, text=True)
-    assert_clear(Answer(done.returncode, done.stdout, done.stderr))
+    assert_clear(Run(done.returncode, done.stdout, done.stderr))
     assert "rlhf/pytorch_model.bin" in done.stderr
 
 
@@ -205,5 +205,5 @@ def test_unreadable_inputs(tmp_path: Path, llama_family: Path) -> None:
             [*command, "merge", "recipe.yaml", "out", "--dry-run"], cwd=folder, capture_output=True, text=True
         )
         (folder / locked).chmod(0o755)
-        assert_clear(Answer(done.returncode, done.stdout, done.stderr))
+        assert_clear(Run(done.returncode, done.stdout, done.stderr))
         assert Path(locked).name in done.stderr

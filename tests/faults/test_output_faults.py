@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import run_amatax
+from tests.conftest import Run, run_amatax
 from tests.faults.breaking import (
-    Answer,
     Case,
     amatax_here,
     assert_clear,
     merge_here,
     snapshot,
 )
-from tests.faults.processes import Warm, hard_linked, stamps
+from tests.faults.processes import hard_linked, pause_after, stamps
+from tests.forked import Warm
 
 MB = 1 << 20
 
@@ -212,7 +212,7 @@ def test_standard_output_on_a_full_disk(siblings: Path) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "amatax", "inspect", "sft"]
         done = subprocess.run(command, cwd=siblings, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert_clear(Answer(done.returncode, "", done.stderr))
+    assert_clear(Run(done.returncode, "", done.stderr))
     assert "No space left" in done.stderr
 
 
@@ -268,7 +268,7 @@ def test_a_disk_that_fills_up_meanwhile(large: Path, warm: Warm, large_merged: d
     """Another file takes the space in the middle; when it is gone, the rerun keeps the finished shards."""
     with small_disk(large / "disk", 80 * MB) as disk:
         job = warm.start(large, "merge", "recipe.yaml", disk / "out")
-        job.pause_after(disk / "out.unfinished", 6)
+        pause_after(job, disk / "out.unfinished", 6)
         fill(disk / "other", MB // 2)
         job.send(signal.SIGCONT)
         answer = job.wait()
@@ -310,7 +310,7 @@ def test_a_disk_full_for_the_small_files(siblings: Path, warm: Warm) -> None:
     assert seen >= 2
 
 
-def limited(cwd: Path, size: int, *args: str) -> Answer:
+def limited(cwd: Path, size: int, *args: str) -> Run:
     """`python -m amatax` that may write no file longer than size."""
     done = subprocess.run(
         [sys.executable, "-m", "amatax", *args],
@@ -319,7 +319,7 @@ def limited(cwd: Path, size: int, *args: str) -> Answer:
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     )
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return Run(done.returncode, done.stdout, done.stderr)
 
 
 def test_a_limit_on_the_size_of_a_file(siblings: Path) -> None:
@@ -358,7 +358,7 @@ def test_without_the_right_to_write(tmp_path: Path, llama_family: Path) -> None:
     done = subprocess.run(
         [*command, "merge", "recipe.yaml", "locked/out"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert_clear(Answer(done.returncode, done.stdout, done.stderr))
+    assert_clear(Run(done.returncode, done.stdout, done.stderr))
     assert "locked" in done.stderr and "not writable" in done.stderr
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Run
+from tests.forked import Warm
 
 FAMILY = Path(__file__).resolve().parents[2] / "merge_recipes" / "family"
 
@@ -28,9 +32,25 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for p in prompts
     ]
     batch = tokenizer.pad({"input_ids": chats}, padding_side="left", return_tensors="pt")
-    out = model.generate(**batch, max_new_tokens=40, do_sample=True, pad_token_id=tokenizer.pad_token_id)
+    out = model.generate(**batch, max_new_tokens=16, do_sample=True, pad_token_id=tokenizer.pad_token_id)
     texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     path = tmp_path_factory.mktemp("distilled") / "D.jsonl"
     rows = [{"prompt": p, "response": t} for p, t in zip(prompts, texts, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Run]]:
+    """`amatax ARGS` in a process of its own, forked from one that has imported transformers."""
+    parts = ("api", "commands", "fitting.job", "fitting.fit", "fitting.generation", "writing.writer")
+    models = ("transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto")
+    server = Warm(
+        tmp_path_factory.mktemp("forked"),
+        *(f"amatax.{part}" for part in parts),
+        *models,
+        "scipy.optimize",
+        "tokenizers",
+    )
+    yield lambda *args, cwd: server.run(cwd, *args)
+    server.close()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from amatax.fitting.samples import Sample, split_off, tokenize
 from amatax.fitting.variables import Variables, choose_variables, tensor_groups
 from amatax.planning.plan import make_plan
 from amatax.recipes.loading import load_recipe
-from tests.conftest import run_amatax
+from tests.conftest import Run, run_amatax
 from tests.fitting.conftest import FAMILY
 
 RECIPE = FAMILY.parent / "quickstart.yaml"
@@ -149,9 +150,9 @@ def test_from_data_to_a_merged_folder(distilled: Path, tmp_path: Path) -> None:
     assert total / count == pytest.approx(found["fitted"]["fitted"], rel=3e-3)  # the folder is rounded to bf16
 
 
-def test_a_killed_fit_continues(distilled: Path, tmp_path: Path) -> None:
+def test_a_killed_fit_continues(distilled: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
     command = ["fit-ratios", str(RECIPE), "--data", str(distilled), "--holdout", "0", "--blocks", "2"]
-    whole = run_amatax(*command, "-o", "whole.yaml", cwd=tmp_path)
+    whole = forked(*command, "-o", "whole.yaml", cwd=tmp_path)
     assert whole.code == 0, whole.err
     journal = tmp_path / "killed.yaml.unfinished.jsonl"
     job = subprocess.Popen([sys.executable, "-m", "amatax", *command, "-o", "killed.yaml"], cwd=tmp_path)
@@ -162,13 +163,13 @@ def test_a_killed_fit_continues(distilled: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "killed.yaml").exists()
     with journal.open("a") as file:
         file.write('{"key": "cut o')  # as a crash leaves it
-    again = run_amatax(*command, "-o", "killed.yaml", cwd=tmp_path)
+    again = forked(*command, "-o", "killed.yaml", cwd=tmp_path)
     assert again.code == 0, again.err
     assert "continuing: 5 passes" in again.err or "continuing: 6 passes" in again.err, again.err
     assert (tmp_path / "killed.yaml").read_bytes() == (tmp_path / "whole.yaml").read_bytes()
 
 
-def test_passes_of_other_inputs_are_not_taken(distilled: Path, tmp_path: Path) -> None:
+def test_passes_of_other_inputs_are_not_taken(distilled: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
     """Two steps of one training run have the same names, sizes and headers: a journal of the one says nothing of the other."""
     for role in ("sft", "rlhf"):
         shutil.copytree(FAMILY / role, tmp_path / role)
@@ -187,20 +188,22 @@ def test_passes_of_other_inputs_are_not_taken(distilled: Path, tmp_path: Path) -
     raw = bytearray(weights.read_bytes())
     raw[-2000:] = bytes(2000)
     weights.write_bytes(raw)
-    again = run_amatax(*command, cwd=tmp_path)
+    again = forked(*command, cwd=tmp_path)
     assert again.code == 0, again.err
     assert "continuing" not in again.err
 
 
-def test_no_more_blocks_than_layers_and_no_dead_unknowns(distilled: Path, tmp_path: Path) -> None:
-    model = run_amatax("inspect", FAMILY / "sft", "--json", cwd=tmp_path)
+def test_no_more_blocks_than_layers_and_no_dead_unknowns(
+    distilled: Path, tmp_path: Path, forked: Callable[..., Run]
+) -> None:
+    model = forked("inspect", FAMILY / "sft", "--json", cwd=tmp_path)
     assert model.code == 0
     shutil.copy(distilled, tmp_path / "D.jsonl")
     (tmp_path / "r.yaml").write_text(
         f"models: {{sft: {FAMILY}/sft, rlhf: {FAMILY}/rlhf}}\n"
         'merge: {ratios: {blocks: [0.4], overrides: [{match: "*", ratio: 0.5}]}}\n'
     )
-    done = run_amatax("fit-ratios", "r.yaml", "--data", "D.jsonl", "-o", "f.yaml", cwd=tmp_path)
+    done = forked("fit-ratios", "r.yaml", "--data", "D.jsonl", "-o", "f.yaml", cwd=tmp_path)
     assert done.code == 2, done.err
     assert "no tensor follows the ratio of block 0" in done.err
 
@@ -233,7 +236,9 @@ def test_several_alphas(distilled: Path, tmp_path: Path) -> None:
         (["--data", "D.jsonl", "--holdout", "D.jsonl"], ["every prompt of the data is held out"]),
     ],
 )
-def test_faults(distilled: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_faults(
+    distilled: Path, tmp_path: Path, arguments: list[str], words: list[str], forked: Callable[..., Run]
+) -> None:
     shutil.copy(distilled, tmp_path / "D.jsonl")
     good = distilled.read_text().splitlines()[0]
     (tmp_path / "bad.jsonl").write_text(f'{good}\n{{"prompt": "a"}}\n{{"prompt": "a", "response": ""}}\n')
@@ -241,7 +246,7 @@ def test_faults(distilled: Path, tmp_path: Path, arguments: list[str], words: li
     (tmp_path / "taken.yaml").write_text("mine")
     if "-o" not in arguments:
         arguments = [*arguments, "-o", "fitted.yaml"]
-    done = run_amatax("fit-ratios", RECIPE, *arguments, cwd=tmp_path)
+    done = forked("fit-ratios", RECIPE, *arguments, cwd=tmp_path)
     assert done.code == 2, done.err
     assert all(word in done.err for word in words), done.err
     assert "->" in done.err
@@ -250,7 +255,7 @@ def test_faults(distilled: Path, tmp_path: Path, arguments: list[str], words: li
     assert (tmp_path / "taken.yaml").read_text() == "mine"
 
 
-def test_tokenizers_that_differ(distilled: Path, tmp_path: Path) -> None:
+def test_tokenizers_that_differ(distilled: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
     for role in ("sft", "rlhf"):
         shutil.copytree(FAMILY / role, tmp_path / role)
     (tmp_path / "r.yaml").write_text("models: {sft: ./sft, rlhf: ./rlhf}\nfit: {alpha: 0.3, data: D.jsonl}\n")
@@ -261,7 +266,7 @@ def test_tokenizers_that_differ(distilled: Path, tmp_path: Path) -> None:
     a, b = "Ġa", "Ġgood"
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(text))
-    done = run_amatax("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
+    done = forked("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
     assert done.code == 2, done.err
     assert "the tokenizers of sft and rlhf differ (tokenizer.json)" in done.err
 
@@ -269,7 +274,7 @@ def test_tokenizers_that_differ(distilled: Path, tmp_path: Path) -> None:
     config = tmp_path / "sft" / "tokenizer_config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}))
     (tmp_path / "sft" / "chat_template.jinja").unlink(missing_ok=True)
-    done = run_amatax("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
+    done = forked("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
     assert done.code == 2, done.err
     assert "no chat template" in done.err
     assert "--raw" in done.err
@@ -328,9 +333,11 @@ def test_the_gradient_of_the_divergence(samples: list[Sample], merged: tuple[Var
         (["--keep", "absent.jsonl", "--max-kl", "0.1"], ["absent.jsonl: no such file"]),
     ],
 )
-def test_faults_of_a_tax_aware_fit(distilled: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_faults_of_a_tax_aware_fit(
+    distilled: Path, tmp_path: Path, arguments: list[str], words: list[str], forked: Callable[..., Run]
+) -> None:
     shutil.copy(distilled, tmp_path / "D.jsonl")
-    done = run_amatax("fit-ratios", RECIPE, "--data", "D.jsonl", "-o", "f.yaml", *arguments, cwd=tmp_path)
+    done = forked("fit-ratios", RECIPE, "--data", "D.jsonl", "-o", "f.yaml", *arguments, cwd=tmp_path)
     assert done.code == 2, done.err
     assert all(word in done.err for word in words), done.err
     assert "->" in done.err

@@ -1,6 +1,6 @@
-"""A server that has imported torch once and forks a process for every command: real processes without two seconds of imports.
+"""A server that has imported the modules named once and forks a process for every command.
 
-It reads one JSON request a line: {"args": [...], "cwd": ..., "err": file, "die_at": n, "stop_at": n, "events": file}, and answers
+It reads one JSON request a line: {"args": [...], "cwd": ..., "out": file, "err": file, "die_at": n, "stop_at": n, "events": file}, and answers
 {"pid": n}; {"wait": pid} answers {"status": ...} (negative: the signal). The server itself never merges, so a child begins
 with no threads of torch. With `die_at` (or `stop_at`) the child sends itself SIGKILL (SIGSTOP) just before its n-th event on
 a file below `cwd` (open for writing, rename, remove, mkdir, rmdir), which Python's audit hooks tell; with `events` it writes
@@ -9,6 +9,7 @@ how many there were.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -57,9 +58,8 @@ def child(request: dict[str, Any]) -> None:
     """One command; never returns."""
     code = 1
     try:
-        err = os.open(request["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(err, 1)
-        os.dup2(err, 2)
+        for name, stream in (("out", 1), ("err", 2)):
+            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
         os.chdir(request["cwd"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from amatax.commands import app
@@ -81,14 +81,8 @@ def child(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    import amatax.api
-    import amatax.commands
-    import amatax.streaming.stream
-    import amatax.writing.record
-    import amatax.writing.verification
-    import amatax.writing.writer
-
-    assert amatax.api
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         request = json.loads(line)
