@@ -1,6 +1,6 @@
 """The paper's claim on the small family: fitted ratios against uniform averaging at the same mean, in reward and in abilities.
 
-For each seed the RLHF model answers prompts anew; K = 3 and 9 blocks are fitted to that at mean 0.4, plainly and tax-aware
+For each seed the RLHF model answers prompts anew; K = 3 and 9 blocks are fitted to that at one mean, plainly and tax-aware
 (`--keep` with the family's keep.jsonl, weight 1), merged and measured as the family's table is. A run that was cut off
 continues.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILY = ROOT / "merge_recipes" / "family"
-ALPHA, PROMPTS = 0.4, 200
+PROMPTS = 200
 STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of Student's t for so many seeds
 FITS: dict[str, dict[str, Any]] = {
     "plain, K = 3": {"blocks": 3},
@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / ".bench" / "claim")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--alpha", type=float, default=0.4)
     args = parser.parse_args()
     work = args.folder.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -46,15 +47,16 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
     for name in ("sft", "rlhf"):
         found[name] = [measured(FAMILY / name, work / f"{name}.json")]
-    api.merge({"models": models, "merge": {"ratios": ALPHA}}, work / "uniform")
-    found["uniform"] = [measured(work / "uniform", work / "uniform.json")]
+    uniform = work / f"uniform-{args.alpha}"
+    api.merge({"models": models, "merge": {"ratios": args.alpha}}, uniform)
+    found["uniform"] = [measured(uniform, work / f"{uniform.name}.json")]
     for seed in range(args.seeds):
         data = work / f"D-{seed}.jsonl"
         api.distill({"models": models}, prompts, data, seed=seed, max_new_tokens=96)
         for name, wishes in FITS.items():
-            stem = f"{name.replace(', K = ', '-')}-{seed}"
+            stem = f"{name.replace(', K = ', '-')}-{args.alpha}-{seed}"
             recipe = work / f"{stem}.yaml"
-            api.fit_ratios({"models": models}, recipe, data=data, alpha=ALPHA, **wishes)
+            api.fit_ratios({"models": models}, recipe, data=data, alpha=args.alpha, **wishes)
             api.merge(recipe, work / stem)
             found.setdefault(name, []).append(measured(work / stem, work / f"{stem}.json"))
             print(stem, json.loads((work / f"{stem}.json").read_text()), flush=True)
