@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amatax.fitting.optimum import Optimum, corners, distinct, feasible, minimise
+from amatax.fitting.optimum import feasible
 from amatax.fitting.variables import choose_variables, exact_mean, tensor_groups
 from amatax.planning.plan import make_plan
 from amatax.planning.ratios import mean_ratio
@@ -37,36 +37,6 @@ def test_weighted_means_and_a_free_head(weights: list[int], alpha: float, head: 
     values = exact_mean(feasible([0.3] * len(weights) + [head], [float(s) for s in shares], alpha), shares, alpha)
     assert sum(float(s) * v for s, v in zip(shares, values, strict=True)) == pytest.approx(alpha, abs=1e-12)
     assert values[-1] == pytest.approx(head, abs=1e-6)
-
-
-@pytest.mark.parametrize("alpha", [0.2, 0.4, 0.6])
-def test_corners_are_feasible_and_begin_with_uniform(alpha: float) -> None:
-    found = corners(3, [1 / 3] * 3, alpha)
-    assert found[0] == pytest.approx([alpha] * 3)
-    assert len(found) > 3
-    for point in found:
-        assert sum(point) / 3 == pytest.approx(alpha)
-        assert all(0 <= v <= 1 for v in point)
-
-
-def test_the_descent_finds_the_constrained_minimum() -> None:
-    """(a - c)^2 with the mean at .4: the nearest feasible point, by hand."""
-    centre = [1.4, 0.1, 0.3]
-
-    def function(a: list[float]) -> tuple[float, list[float]]:
-        return sum((x - c) ** 2 for x, c in zip(a, centre, strict=True)), [
-            2 * (x - c) for x, c in zip(a, centre, strict=True)
-        ]
-
-    found = minimise(function, [0.4] * 3, [1 / 3] * 3, 0.4, tolerance=1e-12, most=50)
-    assert found.values == pytest.approx([1.0, 0.0, 0.2], abs=1e-6)
-    free = minimise(function, [0.4] * 3, [1 / 3] * 3, None, tolerance=1e-12, most=50)
-    assert free.values == pytest.approx([1.0, 0.1, 0.3], abs=1e-6)
-
-
-def test_distinct_optima_best_first() -> None:
-    found = distinct([Optimum([a, 1 - a], value, 1, [], []) for a, value in ((0.2, 3.0), (0.21, 2.0), (0.9, 2.5))])
-    assert [o.values[0] for o in found] == [0.21, 0.9]
 
 
 def test_tensors_follow_the_unknowns(siblings: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ from amatax.errors import AmataxError
 Function = Callable[[list[float]], tuple[float, list[float]]]  # values -> (f, gradient)
 SLACK = 1e-3  # by which a limit may be missed, relative
 PATIENCE = 6  # evaluations without a gain after which a descent ends
+SHORTEST = 1e-3  # step that tells a curvature: the gradients have the rounding of float32
 FLATTEST = 1e-2  # the least curvature that is believed, of the largest
 SAME = 0.05  # two optima are one if no ratio differs by more
 
@@ -70,45 +71,82 @@ def minimise(
         tolerance: stops when f changes by less.
         most: iterations.
         limit: (g, bound): g(a) <= bound is kept too.
-        curvature: what is known of the Hessian of f; SLSQP itself begins with the identity.
+        curvature: what is known of the Hessian of f, instead of the identity with which SLSQP begins. With a limit, whose
+            curvature counts as much, it is not used.
 
     Raises:
         AmataxError: if no point within the limit was found.
     """
-    from scipy import optimize
-
     weights = np.array(shares, dtype=float)
     begin = np.array(feasible(start, shares, alpha))
-    axes = _unit_curvature(curvature) if curvature is not None else np.eye(len(begin))  # ratios = begin + axes @ y
-    count = idle = 0
-    path: list[float] = []
-    seen: list[tuple[Any, Any]] = []
-    best: tuple[float, Any] | None = None
-    lowest = np.inf  # of g
+    trace = _Trace(function, weights, alpha, tolerance, limit)
+    _slsqp(trace, begin, curvature if limit is None else None, most)
+    if trace.best is None:
+        message = f"no ratios with a divergence of at most {limit[1] if limit else 0:g} were found; the least seen is {trace.lowest:.4g}"
+        raise AmataxError(message, "allow more with --max-kl, or leave alpha free")
+    value, point, slope = trace.best
+    if curvature is not None and limit is None:
+        step = np.array(feasible(point - slope, shares, alpha)) - point
+        if -slope @ step > tolerance:  # the curvature was wrong, and ended it too early
+            _slsqp(trace, point, None, most)
+            value, point, _ = trace.best
+    path = [seen for seen, _, _ in trace.seen]
+    learnt = _learn(curvature, trace.seen)
+    return Optimum([float(v) for v in point], value, len(path), [float(v) for v in begin], path, learnt)
+
+
+@dataclass
+class _Trace:
+    """What is minimised, and where a descent has been: (f, ratios, gradient)."""
+
+    function: Function
+    weights: np.ndarray
+    alpha: float | None
+    tolerance: float
+    limit: tuple[Function, float] | None
+    seen: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
+    best: tuple[float, np.ndarray, np.ndarray] | None = None  # of those within the limits
+    idle: int = 0  # evaluations since the last gain
+    lowest: float = np.inf  # of what is limited
+
+    def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = self.function([float(v) for v in point])
+        here = (value, point, np.array(slope))
+        self.seen.append(here)
+        within = self.alpha is None or not self.weights.any() or abs(self.weights @ point - self.alpha) < 1e-9
+        if self.limit is not None:
+            kept = self.limit[0]([float(v) for v in point])[0]
+            self.lowest = min(self.lowest, kept)
+            within = within and kept <= self.limit[1] * (1 + SLACK)
+        before = self.best
+        if within and (before is None or value < before[0]):
+            self.best = here
+        self.idle = (
+            0
+            if self.best is not None and (before is None or self.best[0] < before[0] - self.tolerance)
+            else self.idle + 1
+        )
+        if (
+            self.best is not None and self.idle >= PATIENCE
+        ):  # the rounding of float32 keeps SLSQP's own test from ending it
+            raise _EnoughError
+        return value, here[2]
+
+
+def _slsqp(trace: _Trace, begin: np.ndarray, curvature: np.ndarray | None, most: int) -> None:
+    """One run, along axes in which the Hessian is the identity as far as it is known: SLSQP takes it for that at first."""
+    from scipy import optimize
+
+    axes = _unit_curvature(curvature) if curvature is not None else np.eye(len(begin))
+    weights, alpha, limit = trace.weights, trace.alpha, trace.limit
+    trace.idle = 0
 
     def ratios(y: Any) -> Any:
         return np.clip(begin + axes @ y, 0, 1)
 
     def evaluate(y: Any) -> tuple[float, Any]:
-        nonlocal count, best, lowest, idle
-        count += 1
-        point = ratios(y)
-        value, gradient = function([float(v) for v in point])
-        seen.append((point, np.array(gradient)))
-        within = alpha is None or not weights.any() or abs(weights @ point - alpha) < 1e-9
-        if limit is not None:
-            kept = limit[0]([float(v) for v in point])[0]
-            lowest = min(lowest, kept)
-            within = within and kept <= limit[1] * (1 + SLACK)
-        if within and (best is None or value < best[0]):
-            gained = best is None or value < best[0] - tolerance
-            best, idle = (value, point), 0 if gained else idle + 1
-        else:
-            idle += 1
-        if best is not None and idle >= PATIENCE:  # the rounding of float32 keeps SLSQP's own test from ending it
-            raise _EnoughError
-        path.append(value)
-        return value, axes.T @ np.array(gradient)
+        value, slope = trace.evaluate(ratios(y))
+        return value, axes.T @ slope
 
     constraints: list[dict[str, Any]] = [
         {"type": "ineq", "fun": lambda y: begin + axes @ y, "jac": lambda y: axes},
@@ -118,31 +156,25 @@ def minimise(
         mean = {"type": "eq", "fun": lambda y: weights @ (begin + axes @ y) - alpha, "jac": lambda y: weights @ axes}
         constraints.append(mean)
     if limit is not None:
-        kept_by, bound = limit
-        constraints.append(
-            {
-                "type": "ineq",
-                "fun": lambda y: bound - kept_by([float(v) for v in ratios(y)])[0],
-                "jac": lambda y: -np.array(kept_by([float(v) for v in ratios(y)])[1]) @ axes,
-            }
-        )
-    options = {"ftol": tolerance, "maxiter": most}
+        kept, bound = limit
+        most_kept = {
+            "type": "ineq",
+            "fun": lambda y: bound - kept([float(v) for v in ratios(y)])[0],
+            "jac": lambda y: -np.array(kept([float(v) for v in ratios(y)])[1]) @ axes,
+        }
+        constraints.append(most_kept)
+    options = {"ftol": trace.tolerance, "maxiter": most}
     with suppress(_EnoughError):
         optimize.minimize(
             evaluate, np.zeros(len(begin)), jac=True, method="SLSQP", constraints=constraints, options=options
         )
-    if best is None:
-        message = f"no ratios with a divergence of at most {limit[1] if limit else 0:g} were found; the least seen is {lowest:.4g}"
-        raise AmataxError(message, "allow more with --max-kl, or leave alpha free")
-    learnt = _learn(curvature, seen)
-    return Optimum([float(v) for v in best[1]], float(best[0]), count, [float(v) for v in begin], path, learnt)
 
 
-def _learn(curvature: np.ndarray | None, seen: Sequence[tuple[Any, Any]]) -> np.ndarray | None:
+def _learn(curvature: np.ndarray | None, seen: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> np.ndarray | None:
     """The Hessian by BFGS from a descent's points and gradients, begun with what was known (Nocedal and Wright, 6.19)."""
-    for (here, slope), (there, other) in pairwise(seen):
+    for (_, here, slope), (_, there, other) in pairwise(seen):
         step, bend = there - here, other - slope
-        if not step.any() or step @ bend <= 1e-3 * np.linalg.norm(step) * np.linalg.norm(bend):
+        if np.linalg.norm(step) < SHORTEST or step @ bend <= 1e-3 * np.linalg.norm(step) * np.linalg.norm(bend):
             continue  # bent downwards, or rounding
         if curvature is None:
             curvature = np.eye(len(step)) * (bend @ bend) / (step @ bend)
