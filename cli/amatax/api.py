@@ -299,7 +299,7 @@ def fit_ratios(
     Args:
         recipe: a Recipe, a YAML file, or a mapping.
         output: the recipe to write; with several alphas NAME-ALPHA.yaml beside it.
-        picture: a PNG to draw; with several alphas NAME-ALPHA.png beside it.
+        picture: a PNG to draw; with several alphas NAME-ALPHA.png beside it, and if they are tax-aware, their front in NAME.png.
         options: data, alpha, keep, blocks, ...: the fields of amatax.fitting.options.FitOptions.
 
     Raises:
@@ -317,11 +317,13 @@ def fit_ratios(
     text = source.read_text(encoding="utf-8") if source else ""
     result = fit_job(loaded, text, source, Path(output), FitOptions(**options), watcher or Watcher())
     if png is not None:
-        from amatax.fitting.picture import draw
+        from amatax.fitting.picture import draw, draw_front
 
         for fitted in result.fits:
             which = fitted.recipe.stem.removeprefix(Path(output).stem) if len(result.fits) > 1 else ""
             draw(fitted.fit, png.with_name(f"{png.stem}{which}.png"))
+        if len(result.fits) > 1 and result.fits[0].fit.tradeoff:
+            draw_front([fitted.fit for fitted in result.fits], png)
     return result
 
 

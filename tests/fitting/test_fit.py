@@ -306,6 +306,22 @@ def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple
     assert total / count == pytest.approx(rows["tax-aware"].kl, rel=1e-4)
 
 
+def test_several_bounds_are_traced(distilled: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
+    lines = distilled.read_text().splitlines(keepends=True)
+    (tmp_path / "D.jsonl").write_text("".join(lines[:6]))
+    (tmp_path / "keep.jsonl").write_text("".join(lines[6:10]))
+    command = ["fit-ratios", RECIPE, "--data", "D.jsonl", "--holdout", "0", "--blocks", "2", "--keep", "keep.jsonl"]
+    done = forked(
+        *command, "--max-kl", "0.02", "--max-kl", "0.1", "-o", "f.yaml", "--picture", "front.png", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.partition("all of them:")[2].splitlines() if "at most" in line]
+    assert [row[2:4] for row in rows] == [[b, n] for b in ("0.02,", "0.1,") for n in ("uniform", "tax-aware")]
+    assert all(float(row[-1]) <= float(row[2].rstrip(",")) * 1.01 for row in rows)
+    assert float(rows[3][-2]) < float(rows[1][-2])  # a wider bound explains the data better
+    assert {path.name for path in tmp_path.glob("*.png")} == {"front.png", "front-kl0.02.png", "front-kl0.1.png"}
+
+
 def test_the_gradient_of_the_divergence(samples: list[Sample], merged: tuple[Variables, MergedModel]) -> None:
     _, model = merged
     model.hold_mean(None)

@@ -12,6 +12,8 @@ import typer
 from amatax.commands.text import bar, columns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amatax.fitting.job import Fitted
     from amatax.fitting.result import Part
 
@@ -126,6 +128,7 @@ def run(
     elif not quiet:
         for fitted in result.fits:
             print("\n".join(report_lines(fitted)))
+        print("\n".join(trace_lines(result.fits)), end="")
         if not result.fits:
             for path in result.recipes:
                 print(f"{path} is finished already: the same fit, nothing was done")
@@ -168,6 +171,20 @@ def report_lines(fitted: Fitted) -> list[str]:
         lines.append(f"note: {found.optima} distinct optima were seen; this is the best of them")
     lines += [f"note: {note}" for note in found.notes]
     return [*lines, f"recipe: {fitted.recipe}", f"next:   amatax merge {fitted.recipe} OUTPUT"]
+
+
+def trace_lines(fits: Sequence[Fitted]) -> list[str]:
+    """Several tax-aware fits in one table: what each bound buys; "" for others."""
+    if len(fits) < 2 or not fits[0].fit.tradeoff:
+        return []
+    rows = [["", "alpha", "NLL on the RLHF data", "KL(SFT || merged)"]]
+    for fitted in fits:
+        one = fitted.fit
+        asked = f"at most {one.bound:g}" if one.bound is not None else f"alpha {one.alpha:g}"
+        for t in one.tradeoff:
+            if t.name in ("uniform", "tax-aware"):
+                rows.append([f"{asked}, {t.name}", f"{t.alpha:.4g}", f"{t.nll:.4f}", f"{t.kl:.4f}"])
+    return ["", "all of them:", *columns(rows, right=(1, 2, 3)), ""]
 
 
 def _part_row(name: str, part: Part) -> list[str]:
