@@ -91,3 +91,14 @@ def test_a_record_may_hold_a_date(tmp_path: Path) -> None:
     recipe = parse_recipe(text, "r.yaml", tmp_path)
     filled = fill_in(text, recipe, RATIOS, {"alpha": 0.4}, tmp_path / "r.yaml", tmp_path / "f.yaml")
     assert parse_recipe(filled, "f.yaml", tmp_path).record == {**recipe.record, "fit": {"alpha": 0.4}}
+
+
+def test_comments_in_a_list_of_as_many_stay(tmp_path: Path) -> None:
+    for head in ("ratios:", "ratios:\n    blocks:"):
+        text = (
+            MODELS + f"merge:\n  {head}\n    - 0.1  # near the input\n    # in between\n    - 0.2\n    - 0.3  # last\n"
+        )
+        recipe = parse_recipe(text, "r.yaml", tmp_path)
+        filled = fill_in(text, recipe, RATIOS, {"alpha": 0.4}, tmp_path / "r.yaml", tmp_path / "fitted.yaml")
+        assert "- 0.7  # near the input\n    # in between\n    - 0.000001000000\n    - 0.5  # last\n" in filled
+        assert parse_recipe(filled, "fitted.yaml", tmp_path).merge.resolved_ratios() == RATIOS

@@ -13,6 +13,8 @@ import pytest
 
 from amatax import api
 from amatax.errors import AmataxError, CheckpointError, DataError
+from amatax.fitting.records import Record
+from amatax.fitting.rewards import function_scorer
 from amatax.recipes.gallery import find_recipe
 from tests.conftest import run_amatax
 from tests.fitting.family import FAMILY, read_jsonl, write_prompts
@@ -216,3 +218,14 @@ def test_by_the_command_line(some_prompts: Write, tmp_path: Path) -> None:
     assert "reward, selected" in done.out
     scores = sorted(line["reward"] for line in read_jsonl(tmp_path / "D.jsonl.samples.jsonl") if "reward" in line)
     assert sorted(record["reward"] for record in read_jsonl(tmp_path / "D.jsonl")) == scores[1:]
+
+
+def test_what_a_function_prints_is_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "loud.py"
+    file.write_text("print('loaded')\ndef reward(prompt, response):\n    print('DEBUG')\n    return 1.0\n")
+    scorer = function_scorer(f"{file}:reward")
+    record = Record(1, {"prompt": "a"})
+    assert list(scorer.score([(0, record, "b")])) == [{0: 1.0}]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "loaded\nDEBUG\n"

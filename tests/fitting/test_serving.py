@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +20,8 @@ import pytest
 
 from amatax import api
 from amatax.errors import AmataxError, DataError
+from amatax.fitting import client
+from amatax.fitting.serving import _read_answer
 from amatax.recipes.gallery import find_recipe
 from tests.conftest import run_amatax
 from tests.fitting.family import REWARD, read_jsonl, write_prompts
@@ -317,3 +322,33 @@ def test_ctrl_c_does_not_wait_for_answers(server: Server, some_prompts: Write, t
     _, err = job.communicate(timeout=10)
     assert job.returncode == 130
     assert b"the same command continues" in err
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"), [("stop", "stop"), (None, "stop"), ("length", "length"), ("content_filter", "length")]
+)
+def test_only_what_ended_by_itself_is_whole(reason: str | None, finish: str) -> None:
+    answer = {"choices": [{"finish_reason": reason, "message": {"content": "partial"}}]}
+    assert _read_answer(answer, 0, raw=False).finish == finish
+
+
+def test_a_server_that_drips_is_given_up() -> None:
+    """A byte now and then keeps a socket's own timeout from ever passing."""
+    listener, done = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not done.wait(0.05):
+                connection.sendall(b" ")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    patience = client.Server(f"http://127.0.0.1:{listener.getsockname()[1]}", retries=0, timeout=0.5)
+    with pytest.raises(AmataxError, match=r"no answer in 0\.5 s"):
+        client.ask(patience, "/v1/models", None, threading.Event())
+    done.set()
+    thread.join()
+    listener.close()

@@ -147,11 +147,19 @@ def report_lines(fitted: Fitted) -> list[str]:
     """A fit for people."""
     found = fitted.fit
     rows = []
+    inside = sum(1 for value in found.values if value not in (0.0, 1.0))
+    why = (
+        ""
+        if found.tradeoff
+        else "the others and the mean fix it"
+        if inside == 1
+        else "no interval: no clear optimum, or few prompts"
+    )
     for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
         if interval is not None:
             sure = f"{interval.low:.3f} to {interval.high:.3f}"
         else:
-            sure = "at the bound" if value in (0.0, 1.0) else ""
+            sure = "at the bound" if value in (0.0, 1.0) else why
         rows.append([name, f"{value:.4f}", bar(value), sure])
     sure = "" if found.tradeoff else ", 95 % interval"
     kept = f", KL(SFT || merged) at most {found.bound:g}" if found.bound is not None else ""
@@ -161,7 +169,7 @@ def report_lines(fitted: Fitted) -> list[str]:
     table.append(_part_row("fitted part", found.fitted))
     if found.held_out is not None:
         table.append(_part_row("held out", found.held_out))
-    against = "uniform" if not found.found_alpha else "the uniform average that just keeps to the bound"
+    against = "uniform" if not found.found_alpha else "the uniform average of the same divergence"
     lines += ["", *columns(table, right=(1, 2, 3, 4)), "", f"verdict: {WORDS[found.verdict].format(against)}"]
     if found.tradeoff:
         rows = [["", "alpha", "NLL on the RLHF data", "KL(SFT || merged)"]]

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -129,7 +130,14 @@ def _fetch(server: Server, path: str, body: dict[str, Any] | None) -> bytes:
     if urlsplit(server.url).hostname in ("localhost", "127.0.0.1", "::1"):
         handlers.append(urllib.request.ProxyHandler({}))  # no proxy reaches this machine from outside
     with urllib.request.build_opener(*handlers).open(request, timeout=server.timeout) as response:
-        data: bytes = response.read()
+        data, until = b"", time.monotonic() + server.timeout
+        while piece := response.read1(1 << 16):  # the opener's timeout is for each of these
+            data += piece
+            if time.monotonic() > until:
+                raise TimeoutError
+        length = response.headers.get("Content-Length")
+        if length is not None and len(data) < int(length):
+            raise http.client.IncompleteRead(data, int(length) - len(data))
     return data
 
 

@@ -11,6 +11,7 @@ import torch
 from amatax.fitting.likelihood import Measured
 
 DRAWS = 4000
+AT_ONCE = 100  # draws
 LEVEL = 0.95
 NORMAL = 1.959963984540054  # the normal quantile of LEVEL
 STEP = 0.01  # of the differences
@@ -37,9 +38,11 @@ def paired_bootstrap(one: Measured, other: Measured, prompts: Sequence[str], see
     group = _groups(prompts)
     difference = np.bincount(group, (one.sums - other.sums).numpy())
     tokens = np.bincount(group, one.tokens.numpy())
-    count = len(tokens)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
-    draws = (drawn @ difference) / (drawn @ tokens)
+    count, random = len(tokens), np.random.default_rng(seed)
+    draws = np.empty(DRAWS)
+    for begin in range(0, DRAWS, AT_ONCE):  # drawn all at once they would be gigabytes
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=AT_ONCE)
+        draws[begin : begin + AT_ONCE] = (drawn @ difference) / (drawn @ tokens)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(difference.sum() / tokens.sum()), float(low), float(high))
 

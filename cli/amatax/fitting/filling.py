@@ -68,9 +68,11 @@ def _edit(text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], sou
     elif isinstance(written[1], yaml.MappingNode):
         for key, value in _changed(recipe.merge.resolved_ratios(), ratios).items():
             found = _value(written[1], key)
-            edits.append(_replace(found, value) if found else _insert_first(written[1], f"{key}: {value}"))
+            in_place = _item_by_item(found, ratios) if found and key == "blocks" else []
+            edits += in_place or [_replace(found, value) if found else _insert_first(written[1], f"{key}: {value}")]
     else:
-        edits.append(_replace(written, _long(ratios)))
+        in_place = _item_by_item(written, ratios) if isinstance(ratios.head, str) else []
+        edits += in_place or [_replace(written, _long(ratios))]
     if source is not None and source.resolve().parent != target.resolve().parent:
         edits += _moved_paths(root, source, target)
     if (old := _value(root, "record")) is not None:
@@ -91,6 +93,19 @@ def _value(node: yaml.MappingNode, key: str) -> tuple[yaml.Node, yaml.Node] | No
 
 def _replace(item: tuple[yaml.Node, yaml.Node], new: str) -> Edit:
     return item[0].end_mark.index, _end(item[1]), f": {new}"
+
+
+def _item_by_item(item: tuple[yaml.Node, yaml.Node], ratios: Ratios) -> list[Edit]:
+    """New numbers in a list of as many: the comments between them stay. None if it is another list."""
+    node = item[1]
+    if not isinstance(node, yaml.SequenceNode) or len(node.value) != len(ratios.blocks):
+        return []
+    found = []
+    for one, ratio in zip(node.value, ratios.blocks, strict=True):
+        if not isinstance(one, yaml.ScalarNode) or isinstance(ratio, Block):
+            return []
+        found.append((one.start_mark.index, one.end_mark.index, _number(ratio)))
+    return found
 
 
 def _insert_first(mapping: yaml.MappingNode, new: str) -> Edit:

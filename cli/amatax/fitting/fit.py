@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +24,6 @@ FIRST_LOOK = 32  # samples that the first look and the rough descents see
 STARTS = 3  # rough descents
 ROUGH, FINE = 1e-4, 1e-6  # nats per token: where a descent stops; float32 tells no less than 1e-7 apart
 ROUGH_STEPS, FINE_STEPS = 20, 60
-HALVINGS = 8  # of the level at which a uniform average keeps to a bound
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def fit(
         watcher: told the samples of a pass, those that are done, and what is going on.
         keep: what must stay of SFT (beyond the paper).
         seed: of the first look's samples and of the bootstrap.
-        begin: the descent at a neighbouring alpha, to start from its end instead of looking around.
+        begin: the descent at a neighbouring alpha: where it ended is one of the starts.
         preset: the paper's own way, at a held mean and without `keep`.
         regulariser: strength of C.5, nats per token.
         batch_tokens: tokens of a batch.
@@ -81,23 +81,24 @@ def fit(
     problem = Problem(merged, variables, parts, journal, batch_tokens, watcher, alpha)
     merged.hold_mean(problem.shares if alpha is not None else None)
 
-    level = _level(problem, alpha, keep)
+    bound = keep.most if keep is not None and alpha is None else None
+    level = alpha if alpha is not None else _level_of(problem, bound) if bound is not None else 0.5
     uniform = feasible(variables.uniform(level), problem.shares, alpha)
     optima: list[Optimum] = []
-    if begin is None and preset is None:
-        optima = _look_around(problem, level, alpha, keep)
+    if preset is None:
+        optima = _look_around(problem, level, alpha, keep, begin)
     watcher.say("fitting")
     if preset is not None and alpha is not None:
         best = one_epoch(problem, alpha, preset, seed)
     else:
-        near = begin or (optima[0] if optima else None)
-        best = _descend(problem, near, uniform, alpha, keep, regulariser)
-    bounded = alpha is None and keep is not None and keep.most is not None
+        best = _descend(problem, optima[0] if optima else begin, uniform, alpha, keep, regulariser)
     if alpha is None:
         alpha = round(problem.mean_ratio(best.values), PLACES)
-        if not bounded:
-            uniform = variables.uniform(alpha)
     values = exact_mean(best.values, variables.shares, alpha)
+    if bound is not None:  # compared with the uniform average that costs as much
+        uniform = variables.uniform(_level_of(problem, problem.measured("keep", values).mean))
+    elif keep is not None:
+        uniform = variables.uniform(alpha)
     if (
         not (keep or preset or regulariser)
         and problem.measured("fit", values).mean > problem.measured("fit", uniform).mean
@@ -126,7 +127,7 @@ def fit(
         verdict=verdict(held_out.gain, len(set(problem.prompts("held")))) if held_out else "not tested",
         optima=len(optima),
         descent=best,
-        found_alpha=bounded,
+        found_alpha=bound is not None,
         tradeoff=_tradeoff(problem, values, uniform, alpha) if keep is not None else [],
         bound=keep.most if keep else None,
         weight=keep.weight if keep else None,
@@ -162,8 +163,17 @@ def _descend(
     )
 
 
-def _look_around(problem: Problem, level: float, alpha: float | None, keep: Keep | None) -> list[Optimum]:
-    """Distinct optima of a few samples, best first: the likelihood is not convex in the ratios."""
+def _look_around(
+    problem: Problem, level: float, alpha: float | None, keep: Keep | None, begin: Optimum | None
+) -> list[Optimum]:
+    """Distinct optima of a few samples, best first: the likelihood is not convex in the ratios.
+
+    Args:
+        problem: what is asked of.
+        level: of the uniform average that is one of the starts.
+        alpha, keep: as for `fit`.
+        begin: a neighbour's end: then it and the best of the other points are the starts.
+    """
     shares = problem.shares
     if alpha is not None and sum(1 for share in shares if share) + (0 in shares) < 2:
         return []  # one block at a held mean cannot move
@@ -178,12 +188,15 @@ def _look_around(problem: Problem, level: float, alpha: float | None, keep: Keep
 
     uniform = feasible(problem.variables.uniform(level), shares, alpha)
     looks = sorted((standing(point), point) for point in corners(len(shares), shares, level))
-    starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
+    if begin is None:
+        starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
+    else:
+        starts = [begin.values, looks[0][1]]
     look = problem.objective("look", "keep look", keep.weight if keep else None)
     limit = (problem.objective("keep look"), keep.most) if keep is not None and keep.most is not None else None
     found: list[Optimum] = []
     for start in starts:
-        known = found[-1].curvature if found else None
+        known = found[-1].curvature if found else begin.curvature if begin is not None else None
         with suppress(AmataxError):  # nothing within the bound was found from there
             found.append(
                 minimise(look, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known)
@@ -196,20 +209,18 @@ def _few(samples: Sequence[Sample], seed: int) -> list[Sample]:
     return [samples[i] for i in sorted(random.Random(seed).sample(range(len(samples)), min(FIRST_LOOK, len(samples))))]
 
 
-def _level(problem: Problem, alpha: float | None, keep: Keep | None) -> float:
-    """Of the uniform average that the fit is compared with: alpha, the one that just keeps to a bound, or the middle."""
-    if alpha is not None:
-        return alpha
-    if keep is None or keep.most is None:
-        return 0.5
-    low, high = 0.0, 1.0
-    if problem.measured("keep", problem.variables.uniform(high)).mean <= keep.most:
-        return high
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        kept = problem.measured("keep", problem.variables.uniform(middle)).mean <= keep.most
-        low, high = (middle, high) if kept else (low, middle)
-    return low
+def _level_of(problem: Problem, divergence: float) -> float:
+    """Where the uniform average has this KL(SFT || merged) on the kept prompts, to a thousandth; 1 if it never has so much."""
+    from scipy import optimize
+
+    def beyond(level: float) -> float:
+        """The divergence grows with the square of the level."""
+        return math.sqrt(max(0.0, problem.measured("keep", problem.variables.uniform(level)).mean)) - wanted
+
+    wanted = math.sqrt(max(0.0, divergence))
+    if beyond(1.0) <= 0:
+        return 1.0
+    return round(float(optimize.brentq(beyond, 0.0, 1.0, xtol=10**-PLACES, rtol=1e-3)), PLACES) if wanted else 0.0
 
 
 def _part(problem: Problem, part: str, values: Sequence[float], uniform: Sequence[float], seed: int) -> Part:
@@ -237,7 +248,7 @@ def _tradeoff(problem: Problem, values: list[float], uniform: list[float], alpha
     for name, mean, point, end in (
         ("sft", 0.0, uniform, 0.0),
         ("rlhf", 1.0, uniform, 1.0),
-        ("uniform", problem.mean_ratio(uniform), uniform, None),
+        ("uniform", round(problem.mean_ratio(uniform), PLACES), uniform, None),
         ("plain", alpha, plain, None),
         ("tax-aware", alpha, values, None),
     ):

@@ -47,6 +47,8 @@ def check_output(output: Path, prompts: Path) -> None:
     """Raises OutputError for an output that can be none."""
     if output.is_dir():
         raise OutputError(f"{output}: a folder", f"name a file, like {output / 'proxy.jsonl'}")
+    if output.exists() and not output.is_file():
+        raise OutputError(f"{output}: no plain file", "name a file: a run that is interrupted continues there")
     if output.resolve() == prompts.resolve():
         raise OutputError(f"{output}: the prompts themselves", "write to another file")
 

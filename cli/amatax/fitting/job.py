@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from amatax.fitting.merged_model import MergedModel
     from amatax.fitting.paper import Preset
+    from amatax.fitting.passes import Passes
     from amatax.fitting.result import Fit
 
 
@@ -103,6 +105,7 @@ def fit_job(
     from amatax.fitting.estimate import check_memory
     from amatax.fitting.merged_model import fitted_method
     from amatax.fitting.paper import Preset, check_preset
+    from amatax.fitting.passes import Passes
     from amatax.fitting.ranks import joined, rank_and_world
 
     fitted_method(recipe)
@@ -114,29 +117,27 @@ def fit_job(
         data = fit_data(recipe, source, plan, options, output, watcher)
         longest = max(len(sample.ids) for sample in [*data.train, *data.held, *data.keep, *data.keep_held])
         check_memory(plan, longest, options)
-        head = _head(plan, variables, rows, data, options)
+        head = _head(plan, variables, rows, data, cases, options)
         run = _run(head, cases, options)
-        if any(target.exists() for target in targets) and not options.overwrite:
-            if all(_finished(target) == run for target in targets):
-                return FitResult(targets)
-            raise OutputError(
-                f"{next(t for t in targets if t.exists())} exists, from another fit",
-                "name another recipe with -o, or replace it with --overwrite",
-            )
+        if _already(targets, run, options):
+            return FitResult(targets)
         watcher.say("loading both models")
         merged = _merged_model(plan, groups, rows, options)
-        found = _fits(merged, variables, data, cases, preset, targets[0], head, options, watcher)
-        done = [
-            Fitted(target, one, {**_record(one, data, options), "run": run})
-            for target, one in zip(targets, found, strict=True)
-        ]
-        if rank_and_world()[0] == 0:
-            for fitted in done:
-                filled = fill_in(text, recipe, fitted.fit.ratios, fitted.record, source, fitted.recipe)
-                fresh = fitted.recipe.with_name(f".{fitted.recipe.name}.partial")
-                fresh.write_text(filled, encoding="utf-8")
-                fresh.replace(fitted.recipe)
-            _journal(targets[0]).unlink(missing_ok=True)
+        with closing(Passes(_journal(targets[0]), head)) as passes:
+            if _already(targets, run, options):  # by another run, meanwhile
+                return FitResult(targets)
+            found = _fits(merged, variables, data, cases, preset, passes, options, watcher)
+            done = [
+                Fitted(target, one, {**_record(one, data, options), "run": run, "ratios": _said(one.ratios)})
+                for target, one in zip(targets, found, strict=True)
+            ]
+            if rank_and_world()[0] == 0:
+                for fitted in done:
+                    filled = fill_in(text, recipe, fitted.fit.ratios, fitted.record, source, fitted.recipe)
+                    fresh = fitted.recipe.with_name(f".{fitted.recipe.name}.partial")
+                    fresh.write_text(filled, encoding="utf-8")
+                    fresh.replace(fitted.recipe)
+                _journal(targets[0]).unlink(missing_ok=True)
     return FitResult(targets, done, [*data.notes, *merged.notes])
 
 
@@ -146,16 +147,13 @@ def _fits(
     data: FitData,
     cases: Sequence[Case],
     preset: Preset | None,
-    target: Path,
-    head: dict[str, Any],
+    passes: Passes,
     options: FitOptions,
     watcher: Watching,
 ) -> list[Fit]:
     """Every case, each begun where the one before it ended."""
     from amatax.fitting.fit import Keep, fit
-    from amatax.fitting.passes import Passes
 
-    passes = Passes(_journal(target), head)
     if passes.known:
         watcher.say(f"continuing: {passes.known} passes are known from the interrupted run")
     found: list[Fit] = []
@@ -225,15 +223,18 @@ def _head(
     variables: Variables,
     rows: list[tuple[float, ...]],
     data: FitData,
+    cases: Sequence[Case],
     options: FitOptions,
 ) -> dict[str, Any]:
-    """Everything that a pass depends on, as JSON has it."""
+    """Everything that a pass depends on, as JSON has it; at a held mean its gradient depends on the shares in that, too."""
     samples = repr((data.train, data.held, data.keep, data.keep_held))
     head = {
         "plan": plan.identity,
         "models": {role: fingerprint(checkpoint) for role, checkpoint in plan.checkpoints.items()},
         "unknowns": variables.names,
         "rows": rows,
+        "shares": [str(share) for share in variables.shares],
+        "held": cases[0].alpha is not None,
         "compute": str(_compute(options)),
         "seed": options.seed,
         "samples": hashlib.sha256(samples.encode()).hexdigest(),
@@ -247,13 +248,36 @@ def _run(head: dict[str, Any], cases: Sequence[Case], options: FitOptions) -> st
     return hashlib.sha256(repr(wishes).encode()).hexdigest()
 
 
+def _already(targets: Sequence[Path], run: str, options: FitOptions) -> bool:
+    """Whether every recipe is there, from this very fit.
+
+    Raises:
+        OutputError: for one from another fit, or changed since.
+    """
+    there = [target for target in targets if target.exists()]
+    if options.overwrite or not there:
+        return False
+    for target in there:
+        if _finished(target) != run:
+            hint = "name another recipe with -o, or replace it with --overwrite"
+            raise OutputError(f"{target} exists, from another fit or changed since", hint)
+    return len(there) == len(targets)
+
+
 def _finished(target: Path) -> str | None:
-    """The run that wrote a recipe."""
+    """The run that wrote a recipe; "" if its ratios were changed since."""
     try:
-        fit = load_recipe(target).record.get("fit")
+        recipe = load_recipe(target)
     except (AmataxError, OSError):
         return None
-    return fit.get("run") if isinstance(fit, dict) else None
+    fit, ratios = recipe.record.get("fit"), recipe.merge.resolved_ratios()
+    if not isinstance(fit, dict) or "run" not in fit:
+        return None
+    return str(fit["run"]) if ratios is not None and fit.get("ratios") == _said(ratios) else ""
+
+
+def _said(ratios: Ratios) -> str:
+    return hashlib.sha256(repr(ratios.model_dump(mode="json")).encode()).hexdigest()
 
 
 def _compute(options: FitOptions) -> torch.dtype | None:

@@ -20,6 +20,7 @@ from amatax.errors import AmataxError
 Function = Callable[[list[float]], tuple[float, list[float]]]  # values -> (f, gradient)
 SLACK = 1e-3  # by which a limit may be missed, relative
 PATIENCE = 6  # evaluations without a gain after which a descent ends
+ALIKE = 2e-4  # points that differ by less are one: at a bound SLSQP goes to and fro between such
 SHORTEST = 1e-3  # step that tells a curvature: the gradients have the rounding of float32
 FLATTEST = 1e-2  # the least curvature that is believed, of the largest
 SAME = 0.05  # two optima are one if no ratio differs by more
@@ -112,23 +113,20 @@ class _Trace:
     def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = self.function([float(v) for v in point])
         here = (value, point, np.array(slope))
+        visits = sum(bool(np.abs(point - other).max() < ALIKE) for _, other, _ in self.seen)
         self.seen.append(here)
         within = self.alpha is None or not self.weights.any() or abs(self.weights @ point - self.alpha) < 1e-9
         if self.limit is not None:
             kept = self.limit[0]([float(v) for v in point])[0]
             self.lowest = min(self.lowest, kept)
             within = within and kept <= self.limit[1] * (1 + SLACK)
-        before = self.best
-        if within and (before is None or value < before[0]):
+        gained = within and (self.best is None or value < self.best[0] - self.tolerance)
+        if within or self.limit is None:  # SLSQP comes to a limit from outside: that says nothing of the end
+            self.idle = 0 if gained else self.idle + 1
+        if within and (self.best is None or value < self.best[0]):
             self.best = here
-        self.idle = (
-            0
-            if self.best is not None and (before is None or self.best[0] < before[0] - self.tolerance)
-            else self.idle + 1
-        )
-        if (
-            self.best is not None and self.idle >= PATIENCE
-        ):  # the rounding of float32 keeps SLSQP's own test from ending it
+        fro = within and self.limit is not None and visits > 1
+        if self.best is not None and (self.idle >= PATIENCE or fro):  # rounding keeps SLSQP's own test from ending it
             raise _EnoughError
         return value, here[2]
 
@@ -156,11 +154,11 @@ def _slsqp(trace: _Trace, begin: np.ndarray, curvature: np.ndarray | None, most:
         mean = {"type": "eq", "fun": lambda y: weights @ (begin + axes @ y) - alpha, "jac": lambda y: weights @ axes}
         constraints.append(mean)
     if limit is not None:
-        kept, bound = limit
+        kept, bound = limit[0], limit[1] * (1 - SLACK / 2)  # a little inside, where rounding cannot lead out
         most_kept = {
             "type": "ineq",
-            "fun": lambda y: bound - kept([float(v) for v in ratios(y)])[0],
-            "jac": lambda y: -np.array(kept([float(v) for v in ratios(y)])[1]) @ axes,
+            "fun": lambda y: 1 - kept([float(v) for v in ratios(y)])[0] / bound,
+            "jac": lambda y: -np.array(kept([float(v) for v in ratios(y)])[1]) @ axes / bound,
         }
         constraints.append(most_kept)
     options = {"ftol": trace.tolerance, "maxiter": most}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -104,18 +105,18 @@ def fit_cases(recipe: Recipe, options: FitOptions) -> list[Case]:
     if not alphas and options.keep is None:
         alphas = [recipe.fit.alpha if recipe.fit and recipe.fit.alpha is not None else DEFAULT_ALPHA]
     for alpha in alphas:
-        if not 0 <= alpha <= 1:
+        if not 0 <= alpha <= 1:  # NaN, too
             raise AmataxError(f"alpha is {alpha:g}", "it is the mean share of RLHF: a number from 0 to 1")
     _check_preset(options)
     limits = _several(options.max_kl)
     if options.keep is None:
         if limits or options.keep_weight is not None:
             raise AmataxError("--max-kl and --keep-weight need --keep", "name the prompts whose answers must stay")
-        return [Case(f"{alpha:g}", alpha) for alpha in alphas]
+        return _told_apart([Case(f"{alpha:g}", alpha) for alpha in alphas])
     if bool(limits) == (options.keep_weight is not None):
         hint = "--max-kl bounds the divergence from SFT in nats per token; --keep-weight adds it to the likelihood"
         raise AmataxError("--keep needs --max-kl or --keep-weight, and one of them only", hint)
-    if any(limit <= 0 for limit in limits) or (options.keep_weight or 1) <= 0:
+    if not all(0 < value < math.inf for value in (*limits, options.keep_weight or 1)):
         raise AmataxError("--max-kl and --keep-weight are positive", "0.02 nats per token, or a weight of 1, are usual")
     found = []
     means: list[float | None] = [*alphas] or [None]
@@ -124,11 +125,21 @@ def fit_cases(recipe: Recipe, options: FitOptions) -> list[Case]:
         parts = [f"{mean:g}"] if mean is not None else []
         parts += [f"kl{bound:g}"] if bound is not None else []
         found.append(Case("-".join(parts), mean, bound))
-    return found
+    return _told_apart(found)
+
+
+def _told_apart(cases: list[Case]) -> list[Case]:
+    """Each writes a recipe of its own name."""
+    for i, case in enumerate(cases):
+        if case.label in [other.label for other in cases[:i]]:
+            raise AmataxError(
+                f"two fits are called {case.label}", "give each alpha and each --max-kl once, to 6 digits"
+            )
+    return cases
 
 
 def _check_preset(options: FitOptions) -> None:
-    if options.regulariser < 0:
+    if not 0 <= options.regulariser < math.inf:
         raise AmataxError(f"a regulariser of {options.regulariser:g}", "its strength is positive, in nats per token")
     if options.regulariser and options.keep is not None:
         raise AmataxError("--regulariser and --keep", "C.5 holds ratios near to a mean that is given; leave one out")

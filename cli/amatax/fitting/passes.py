@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from amatax.errors import OutputError
+from amatax.fitting.journal import CANNOT_LOCK
 from amatax.fitting.likelihood import Measured
 from amatax.fitting.ranks import from_first, rank_and_world
 
+OURS = {"key", "sums", "tokens", "gradient"}
+
 
 class Passes:
-    """Passes by what was measured.
+    """Passes by what was measured; close it.
 
     Args:
-        path: the file; None keeps nothing. Of many processes the first one reads and writes it.
+        path: the file, locked against another run (the lock dies with the process); None keeps nothing. Of many processes the
+            first one reads and writes it.
         head: everything that the passes depend on; a journal with another head is begun anew.
+
+    Raises:
+        OutputError: if another run is at work there.
     """
 
     def __init__(self, path: Path | None, head: dict[str, Any]) -> None:
-        self.path = path
         self._known: dict[str, dict[str, Any]] = {}
+        self._fd: int | None = None
         if path is None:
             return
-        lines = from_first(_lines(path))
-        if lines and lines[0] == head:
-            self._known = {line["key"]: line for line in lines[1:]}
-        if rank_and_world()[0]:
-            self.path = None
-            return
-        fresh = path.with_name(path.name + ".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in (head, *self._known.values()))
-        fresh.replace(path)
+        lines: list[tuple[dict[str, Any], int]] = []
+        if rank_and_world()[0] == 0:
+            self._fd = _locked(path)
+            lines = _lines(path)
+            if not lines or lines[0][0] != head:
+                lines = []
+                os.ftruncate(self._fd, 0)
+                self._write(head)
+            else:
+                os.ftruncate(self._fd, lines[-1][1])  # what a crash cut off goes
+        self._known = {line["key"]: line for line, _ in from_first(lines)[1:]}
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     @property
     def known(self) -> int:
@@ -55,18 +72,44 @@ class Passes:
         slope_list = None if found.gradient is None else found.gradient.tolist()
         line = {"key": key, "sums": found.sums.tolist(), "tokens": found.tokens.tolist(), "gradient": slope_list}
         self._known[key] = line
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if self._fd is not None:
+            self._write(line)
         return found
 
+    def _write(self, line: dict[str, Any]) -> None:
+        data = (json.dumps(line) + "\n").encode()
+        while data and self._fd is not None:
+            data = data[os.write(self._fd, data) :]
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal up to the first that a crash cut off."""
-    found: list[dict[str, Any]] = []
+
+def _locked(path: Path) -> int:
+    """The open file."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            found.append(json.loads(text))
-    except (OSError, ValueError):
-        pass
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = path.exists() and os.path.samestat(path.stat(), os.fstat(fd))
+    except OSError as error:
+        ours = error.errno in CANNOT_LOCK
+    if not ours:  # held by another, or just removed by one that finished
+        os.close(fd)
+        hint = "wait for it and run the same command again, or choose another recipe with -o"
+        raise OutputError(
+            f"{path.name.removesuffix('.unfinished.jsonl')}: another run is fitting into this recipe", hint
+        )
+    return fd
+
+
+def _lines(path: Path) -> list[tuple[dict[str, Any], int]]:
+    """The lines of a journal and where each one ends, up to the first that a crash cut off or that is none of ours."""
+    found: list[tuple[dict[str, Any], int]] = []
+    end = 0
+    for raw in path.read_bytes().splitlines(keepends=True):
+        end += len(raw)
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            break
+        if not raw.endswith(b"\n") or not isinstance(line, dict) or (found and not line.keys() >= OURS):
+            break
+        found.append((line, end))
     return found

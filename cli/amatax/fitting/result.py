@@ -16,7 +16,7 @@ class Part:
     Attributes:
         samples, tokens: how many.
         sft, rlhf, uniform, fitted: of the two models, of every block at alpha, and of the fit. Where a bound on the tax decides
-            alpha, uniform is the one that just keeps to the bound.
+            alpha, uniform is the one of the same divergence.
         gain: fitted minus uniform, with its paired bootstrap interval over prompts.
     """
 
@@ -62,7 +62,7 @@ class Fit:
         optima: how many distinct optima the rough descents ended in.
         descent: the last one, on the fitted part; a neighbouring alpha begins where it ended.
         passes: passes with gradients that were made.
-        found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average that just keeps to the bound.
+        found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average of the same divergence.
         tradeoff: of a tax-aware fit.
         bound, weight: what it kept to.
         notes: what a careful user wants to know.

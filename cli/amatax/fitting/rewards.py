@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +119,8 @@ def _load_function(path: Path, name: str) -> Callable[[str, str], Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise DataError(
             f"{path}: cannot be run: {_said(error)}", "`python` on that file shows the traceback"
@@ -133,7 +135,8 @@ def _load_function(path: Path, name: str) -> Callable[[str, str], Any]:
 
 def _call(function: Callable[[str, str], Any], spec: str, record: Record, response: str) -> float:
     try:
-        value = function(last_user_turn(record), response)
+        with redirect_stdout(sys.stderr):  # --json has stdout to itself
+            value = function(last_user_turn(record), response)
     except (Exception, SystemExit) as error:
         raise DataError(
             f"{spec} failed on the response to line {record.line}: {_said(error)}",
@@ -158,4 +161,5 @@ def last_user_turn(record: Record) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

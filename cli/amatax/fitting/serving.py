@@ -16,6 +16,15 @@ from amatax.fitting.sampling import Sample, Sampling, Watching, seed_of
 # servers have sampling habits of their own (vLLM takes the model's top_k and repetition_penalty, llama.cpp has min_p and top_k)
 PLAIN = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
 
+ENDED = (
+    None,
+    "stop",
+    "eos",
+    "eos_token",
+    "end_turn",
+    "stop_sequence",
+)  # others (length, content_filter, ...) cut an answer off
+
 
 def served_model(server: Server) -> str:
     """The name of the only model that the server has.
@@ -168,5 +177,5 @@ def _read_answer(answer: Any, item: int, *, raw: bool) -> Sample:
         item,
         (text or "").encode("utf-8", "replace").decode("utf-8"),
         tokens if isinstance(tokens, int) else None,
-        "length" if choice.get("finish_reason") == "length" else "stop",
+        "stop" if choice.get("finish_reason") in ENDED else "length",
     )
