@@ -329,7 +329,7 @@ def test_tokenizers_that_differ(distilled: Path, tmp_path: Path, forked: Callabl
 def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple[Variables, MergedModel]) -> None:
     """KL(SFT || merged) is at most what was allowed, and no uniform average within it explains the data better."""
     variables, model = merged
-    data, kept = samples[:12], samples[12:24]
+    data, kept = samples[:8], samples[12:18]
     found = fit(
         model, variables, data, [], None, Passes(None, {}), watcher=api.Watcher(), keep=Keep(kept, [], most=0.05)
     )

@@ -16,7 +16,7 @@ from tests.fitting.conftest import FAMILY
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """A recipe that names prompts alone."""
-    lines = (FAMILY / "data" / "rlhf_prompts.jsonl").read_text().splitlines()[:12]
+    lines = (FAMILY / "data" / "rlhf_prompts.jsonl").read_text().splitlines()[:8]
     (tmp_path / "P.jsonl").write_text("\n".join(lines) + "\n")
     file = tmp_path / "r.yaml"
     file.write_text(
@@ -32,7 +32,7 @@ def test_prompts_become_a_merged_folder(recipe: Path, tmp_path: Path, forked: Ca
     assert done.code == 0, done.err
     assert "rlhf answers the prompts of P.jsonl, into out.fitted.data.jsonl" in done.err
     answers = [json.loads(line) for line in (tmp_path / "out.fitted.data.jsonl").read_text().splitlines()]
-    assert len(answers) == 12
+    assert len(answers) == 8
     assert all(row["response"] for row in answers)
     fitted = yaml.safe_load((tmp_path / "out.fitted.yaml").read_text())
     ratios = fitted["merge"]["ratios"]
@@ -69,7 +69,7 @@ def test_what_is_wrong_with_the_merge_is_found_before_the_fit(
 def test_kept_prompts_without_answers_are_answered_by_sft(
     recipe: Path, tmp_path: Path, forked: Callable[..., Run]
 ) -> None:
-    rows = [json.loads(line) for line in (FAMILY / "data" / "keep.jsonl").read_text().splitlines()[:8]]
+    rows = [json.loads(line) for line in (FAMILY / "data" / "keep.jsonl").read_text().splitlines()[:4]]
     (tmp_path / "keep.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
     command = ["fit-ratios", "r.yaml", "-o", "f.yaml", "--keep", "keep.jsonl", "--keep-weight", "1", "--json"]
     done = forked(*command, cwd=tmp_path)
