@@ -220,7 +220,7 @@ def test_no_merged_weight_is_kept_for_backward(tmp_path: Path, name: str) -> Non
             found[ptr(result)] = size(result)
         return result
 
-    merged._pack = packed  # type: ignore[method-assign]
+    vars(merged)["_pack"] = packed
     with at(merged, [0.9, 0.2]).merging():
         loss = merged.model(ids).logits.sum()
         assert sum(found.values()) <= 1.05 * most

@@ -148,18 +148,12 @@ def report_lines(fitted: Fitted) -> list[str]:
     found = fitted.fit
     rows = []
     inside = sum(1 for value in found.values if value not in (0.0, 1.0))
-    why = (
-        ""
-        if found.tradeoff
-        else "the others and the mean fix it"
-        if inside == 1
-        else "no interval: no clear optimum, or few prompts"
-    )
+    why = "the others and the mean fix it" if inside == 1 else "no interval: no clear optimum, or few prompts"
     for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
         if interval is not None:
             sure = f"{interval.low:.3f} to {interval.high:.3f}"
         else:
-            sure = "at the bound" if value in (0.0, 1.0) else why
+            sure = "at the bound" if value in (0.0, 1.0) else "" if found.tradeoff else why
         rows.append([name, f"{value:.4f}", bar(value), sure])
     sure = "" if found.tradeoff else ", 95 % interval"
     kept = f", KL(SFT || merged) at most {found.bound:g}" if found.bound is not None else ""

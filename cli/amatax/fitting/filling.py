@@ -96,7 +96,7 @@ def _replace(item: tuple[yaml.Node, yaml.Node], new: str) -> Edit:
 
 
 def _item_by_item(item: tuple[yaml.Node, yaml.Node], ratios: Ratios) -> list[Edit]:
-    """New numbers in a list of as many: the comments between them stay. None if it is another list."""
+    """New numbers in a list of as many: the comments between them stay. Nothing for another list."""
     node = item[1]
     if not isinstance(node, yaml.SequenceNode) or len(node.value) != len(ratios.blocks):
         return []

@@ -214,7 +214,9 @@ def _level_of(problem: Problem, divergence: float) -> float:
     from scipy import optimize
 
     def beyond(level: float) -> float:
-        """The divergence grows with the square of the level."""
+        """The divergence grows with the square of the level, from none at SFT."""
+        if not level:
+            return -wanted
         return math.sqrt(max(0.0, problem.measured("keep", problem.variables.uniform(level)).mean)) - wanted
 
     wanted = math.sqrt(max(0.0, divergence))

@@ -95,8 +95,7 @@ class Journal:
             unfinished(self._output).rename(finished(self._output))
 
     def _write(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._fd, data) :]
+        write_all(self._fd, data)
 
     def _read(self) -> None:
         """The whole lines up to the first that is none of ours."""
@@ -143,16 +142,11 @@ def open_journal(output: Path) -> Iterator[Journal]:
     """
     path = unfinished(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    fd = open_locked(path)
+    if fd is None:
+        hint = "wait for it and run the same command again, or choose another output"
+        raise OutputError(f"{output}: another run is distilling into this file", hint)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = _is_at(path, fd)
-        except OSError as error:
-            ours = error.errno in CANNOT_LOCK
-        if not ours:  # held by another, or just renamed away by one that finished
-            hint = "wait for it and run the same command again, or choose another output"
-            raise OutputError(f"{output}: another run is distilling into this file", hint)
         journal = Journal(output, fd)
         try:
             yield journal
@@ -162,6 +156,25 @@ def open_journal(output: Path) -> Iterator[Journal]:
                 path.unlink()
     finally:
         os.close(fd)
+
+
+def open_locked(path: Path) -> int | None:
+    """A file to append to, locked; None if another run holds it, or finished just now and took it away."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = _is_at(path, fd)
+    except OSError as error:
+        ours = error.errno in CANNOT_LOCK
+    if not ours:
+        os.close(fd)
+    return fd if ours else None
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """However many writes that takes."""
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def _is_at(path: Path, fd: int) -> bool:

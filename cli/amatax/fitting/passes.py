@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from amatax.errors import OutputError
-from amatax.fitting.journal import CANNOT_LOCK
+from amatax.fitting.journal import open_locked, write_all
 from amatax.fitting.likelihood import Measured
 from amatax.fitting.ranks import from_first, rank_and_world
 
@@ -38,7 +37,11 @@ class Passes:
             return
         lines: list[tuple[dict[str, Any], int]] = []
         if rank_and_world()[0] == 0:
-            self._fd = _locked(path)
+            self._fd = open_locked(path)
+            if self._fd is None:
+                hint = "wait for it and run the same command again, or choose another recipe with -o"
+                recipe = path.name.removesuffix(".unfinished.jsonl")
+                raise OutputError(f"{recipe}: another run is fitting into this recipe", hint)
             lines = _lines(path)
             if not lines or lines[0][0] != head:
                 lines = []
@@ -72,31 +75,12 @@ class Passes:
         slope_list = None if found.gradient is None else found.gradient.tolist()
         line = {"key": key, "sums": found.sums.tolist(), "tokens": found.tokens.tolist(), "gradient": slope_list}
         self._known[key] = line
-        if self._fd is not None:
-            self._write(line)
+        self._write(line)
         return found
 
     def _write(self, line: dict[str, Any]) -> None:
-        data = (json.dumps(line) + "\n").encode()
-        while data and self._fd is not None:
-            data = data[os.write(self._fd, data) :]
-
-
-def _locked(path: Path) -> int:
-    """The open file."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = path.exists() and os.path.samestat(path.stat(), os.fstat(fd))
-    except OSError as error:
-        ours = error.errno in CANNOT_LOCK
-    if not ours:  # held by another, or just removed by one that finished
-        os.close(fd)
-        hint = "wait for it and run the same command again, or choose another recipe with -o"
-        raise OutputError(
-            f"{path.name.removesuffix('.unfinished.jsonl')}: another run is fitting into this recipe", hint
-        )
-    return fd
+        if self._fd is not None:
+            write_all(self._fd, (json.dumps(line) + "\n").encode())
 
 
 def _lines(path: Path) -> list[tuple[dict[str, Any], int]]:
