@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amatax.fitting.optimum import Function, Optimum, corners, distinct, minimise
+from amatax.fitting.optimum import Function, Optimum, _Trace, corners, distinct, minimise
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.4, 0.6])
@@ -142,3 +142,14 @@ def test_a_limit_is_reached_and_kept(seed: int, alpha: float | None) -> None:
         best = min(best, one.fun) if one.success else best
     assert growing(found.values)[0] <= bound * 1.001
     assert found.value <= best + 2e-4  # it keeps half a thousandth inside the limit
+
+
+def test_evaluations_outside_a_limit_do_not_end_a_descent() -> None:
+    """SLSQP comes to a limit from outside; a start within it is not the end because of that."""
+    falling, growing = bowl(np.eye(2), np.ones(2)), bowl(np.eye(2), np.zeros(2))
+    trace = _Trace(falling, np.array([0.5, 0.5]), None, 1e-6, (growing, 0.01))
+    trace.evaluate(np.array([0.05, 0.05]))
+    for step in range(10):
+        trace.evaluate(np.array([0.9 - 0.05 * step, 0.9]))
+    assert trace.best is not None
+    assert list(trace.best[1]) == [0.05, 0.05]
