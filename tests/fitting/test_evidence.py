@@ -52,6 +52,38 @@ def test_intervals_on_the_plane_of_the_mean() -> None:
         assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.03)
 
 
+def test_points_of_the_descent_save_passes() -> None:
+    """Points near the optimum stand for steps of our own; those too far, off the face or along a known one do not."""
+    cloud = points(1, [0.5, 0.4, 0.6])
+    names = [str(i) for i in range(PROMPTS)]
+    best = np.array([0.5, 0.3, 0.7])
+    asked: list[list[float]] = []
+
+    def measure(values: list[float]) -> Measured:
+        asked.append(values)
+        return distances(cloud)(values)
+
+    def found(*known: list[float]) -> list[Interval | None]:
+        asked.clear()
+        moved = [(best + step).tolist() for step in known]
+        return ratio_intervals(measure, best.tolist(), [1 / 3] * 3, names, held=True, known=[*moved, best.tolist()])
+
+    own = found()
+    assert len(asked) == 3
+    for known, passes in (
+        ([[0.02, -0.02, 0.0]], 1),
+        ([[0.02, -0.02, 0.0], [0.01, 0.02, -0.03]], 0),
+        ([[0.02, -0.02, 0.0], [0.03, -0.03, 0.0]], 1),  # the same way twice
+        ([[0.2, -0.2, 0.0], [0.01, 0.01, 0.01], [1e-4, -1e-4, 0.0]], 2),  # too far, off the plane, too short
+    ):
+        theirs = found(*known)
+        ours = [point for point in asked if not any(np.allclose(point, best + step) for step in (*known, [0, 0, 0]))]
+        assert len(ours) == passes
+        for one, other in zip(own, theirs, strict=True):
+            assert one is not None and other is not None
+            assert other == pytest.approx(one, rel=0.02)
+
+
 def test_responses_to_one_prompt_count_together() -> None:
     """Every point twice: the same prompt's second response tells nothing new."""
     cloud = points(2, [0.5, 0.4, 0.6])

@@ -15,6 +15,7 @@ AT_ONCE = 100  # draws
 LEVEL = 0.95
 NORMAL = 1.959963984540054  # the normal quantile of LEVEL
 STEP = 0.01  # of the differences
+NEAR = 0.05  # a point of the descent that is no farther from the optimum serves as well
 FEWEST = 10  # prompts; a bootstrap of fewer is surer than it should be
 AT_BOUND = 1e-6
 
@@ -54,11 +55,12 @@ def ratio_intervals(
     prompts: Sequence[str],
     *,
     held: bool,
+    known: Sequence[Sequence[float]] = (),
 ) -> list[Interval | None]:
     """Sandwich intervals H^-1 J H^-1 along the directions in which the fit could move, clipped to 0..1.
 
     H is the curvature of the summed NLL and J the spread of the prompts' scores, both by differences: one pass with gradients
-    at the optimum (made already) and one for each direction.
+    at the optimum (made already) and one for each direction in which no known point lies near.
 
     Args:
         measure: a pass with gradients over the fitted samples at given values.
@@ -66,6 +68,7 @@ def ratio_intervals(
         shares: each unknown's share in the mean.
         prompts: of each sample.
         held: the mean is held, so the ratios move against each other.
+        known: points at which such passes were made.
 
     Returns:
         An interval for each unknown; None at a bound, and everywhere if prompts are few or the likelihood is not curved upwards.
@@ -78,18 +81,17 @@ def ratio_intervals(
     clusters = int(group.max()) + 1
     if clusters < max(FEWEST, 2 * basis.shape[1]):
         return [None] * len(values)
-    scores, curvature = [], []
+    scores, bends = [], []
     here, middle = measure([float(v) for v in values]), np.array(values, dtype=float)
-    for direction in basis.T:
-        moved = middle + STEP * direction
-        sign = 1 if ((moved >= 0) & (moved <= 1)).all() else -1  # stay between the models
-        there = measure([float(v) for v in middle + sign * STEP * direction])
-        scores.append(np.bincount(group, (there.sums - here.sums).numpy()) / (sign * STEP))
-        bend = np.array(there.slope()) - np.array(here.slope())
-        curvature.append(basis.T @ bend * float(here.tokens.sum()) / (sign * STEP))
-    spread = np.stack(scores, 1)
+    moves = _moves(middle, basis, [np.array(point) - middle for point in known])
+    for move in moves:
+        there = measure([float(v) for v in middle + move])
+        scores.append(np.bincount(group, (there.sums - here.sums).numpy()))
+        bends.append(basis.T @ (np.array(there.slope()) - np.array(here.slope())) * float(here.tokens.sum()))
+    steps = basis.T @ np.stack(moves, 1)
+    spread = np.linalg.solve(steps.T, np.stack(scores)).T
     spread = spread - spread.mean(0)
-    hessian = np.array(curvature)
+    hessian = np.linalg.solve(steps.T, np.stack(bends)).T
     hessian = (hessian + hessian.T) / 2
     if np.linalg.eigvalsh(hessian).min() <= 0:
         return [None] * len(values)
@@ -101,6 +103,22 @@ def ratio_intervals(
         inside = i in free
         result.append(Interval(value, max(0.0, value - reach), min(1.0, value + reach)) if inside else None)
     return result
+
+
+def _moves(middle: np.ndarray, basis: np.ndarray, known: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Steps from the optimum that span the basis: known ones that are short, the shortest first, then short ones along what is left."""
+    moves: list[np.ndarray] = []
+    left = basis @ basis.T  # projects on the directions that no move has yet
+    for move in sorted(known, key=lambda m: float(np.linalg.norm(m))):
+        size, own = np.linalg.norm(move), np.linalg.norm(left @ move)
+        within = np.abs(move - basis @ (basis.T @ move)).max() < AT_BOUND
+        if within and STEP / 2 <= size <= NEAR and own > size / 2:
+            moves.append(move)
+            left = left - np.outer(left @ move, left @ move) / own**2
+    for direction in np.linalg.svd(left)[0][:, : basis.shape[1] - len(moves)].T:
+        inside = ((middle + STEP * direction >= 0) & (middle + STEP * direction <= 1)).all()
+        moves.append(STEP * direction if inside else -STEP * direction)  # stay between the models
+    return moves
 
 
 def verdict(interval: Interval, prompts: int) -> str:

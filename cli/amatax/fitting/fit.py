@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amatax.errors import AmataxError
 from amatax.fitting.evidence import Interval, paired_bootstrap, ratio_intervals, verdict
@@ -22,7 +22,12 @@ from amatax.fitting.variables import PLACES, Variables, exact_mean
 
 FIRST_LOOK = 32  # samples that the first look and the rough descents see
 STARTS = 3  # rough descents
-ROUGH, FINE = 1e-4, 1e-6  # nats per token: where a descent stops; float32 tells no less than 1e-7 apart
+SURE = 2.0  # standard errors
+ROUGH = 1e-4  # nats per token: where a rough descent stops
+FINE, FINEST = (
+    1e-4,
+    1e-6,
+)  # where the fit stops: a share of what the ratios can change, in nats; float32 tells no less than 1e-7 apart
 ROUGH_STEPS, FINE_STEPS = 20, 60
 
 
@@ -85,13 +90,16 @@ def fit(
     level = alpha if alpha is not None else _level_of(problem, bound) if bound is not None else 0.5
     uniform = feasible(variables.uniform(level), problem.shares, alpha)
     optima: list[Optimum] = []
+    spread = 0.0
     if preset is None:
-        optima = _look_around(problem, level, alpha, keep, begin)
+        optima, spread = _look_around(problem, level, alpha, keep, begin)
     watcher.say("fitting")
     if preset is not None and alpha is not None:
         best = one_epoch(problem, alpha, preset, seed)
     else:
-        best = _descend(problem, optima[0] if optima else begin, uniform, alpha, keep, regulariser)
+        best = _descend(
+            problem, optima[0] if optima else begin, uniform, alpha, keep, regulariser, max(FINE * spread, FINEST)
+        )
     if alpha is None:
         alpha = round(problem.mean_ratio(best.values), PLACES)
     values = exact_mean(best.values, variables.shares, alpha)
@@ -114,6 +122,7 @@ def fit(
             problem.shares,
             problem.prompts("fit"),
             held=any(problem.shares),
+            known=[exact_mean(point, variables.shares, alpha) for point in best.points],
         )
     held_out = _part(problem, "held", values, uniform, seed) if held else None
     return Fit(
@@ -142,6 +151,7 @@ def _descend(
     alpha: float | None,
     keep: Keep | None,
     regulariser: float,
+    tolerance: float,
 ) -> Optimum:
     """The constrained optimum of the fitted part, from a near one if there is one."""
     objective = problem.objective("fit", "keep", keep.weight if keep else None)
@@ -157,7 +167,7 @@ def _descend(
         problem.shares,
         alpha,
         curvature=near.curvature if near else None,
-        tolerance=FINE,
+        tolerance=tolerance,
         most=FINE_STEPS,
         limit=(problem.objective("keep"), keep.most) if keep is not None and keep.most is not None else None,
     )
@@ -165,8 +175,8 @@ def _descend(
 
 def _look_around(
     problem: Problem, level: float, alpha: float | None, keep: Keep | None, begin: Optimum | None
-) -> list[Optimum]:
-    """Distinct optima of a few samples, best first: the likelihood is not convex in the ratios.
+) -> tuple[list[Optimum], float]:
+    """Distinct optima of a few samples, best first: the likelihood is not convex in the ratios. And how far apart points can be, nats.
 
     Args:
         problem: what is asked of.
@@ -176,7 +186,7 @@ def _look_around(
     """
     shares = problem.shares
     if alpha is not None and sum(1 for share in shares if share) + (0 in shares) < 2:
-        return []  # one block at a held mean cannot move
+        return [], 0.0  # one block at a held mean cannot move
     problem.watcher.say("a first look around")
 
     def standing(point: list[float]) -> tuple[float, float]:
@@ -201,7 +211,23 @@ def _look_around(
             found.append(
                 minimise(look, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known)
             )
-    return distinct(found)
+    optima = distinct(found)
+    if begin is not None and optima and keep is None and optima[0].start == feasible(begin.values, shares, alpha):
+        optima[0] = _trusted(problem, optima[0])
+    values = [value for (_, value), _ in looks]
+    return optima, max(values) - min(values)
+
+
+def _trusted(problem: Problem, optimum: Optimum) -> Optimum:
+    """Where the descent began, a neighbour's end that all the data told, if the few samples do not tell for sure that its end is better."""
+    ends = (
+        exact_mean(point, problem.variables.shares, problem.alpha or 0.0) for point in (optimum.start, optimum.values)
+    )
+    before, after = (problem.measured("look", point).sums for point in ends)
+    gains = before - after
+    if float(gains.mean()) > SURE * float(gains.std()) / math.sqrt(len(gains)):
+        return optimum
+    return replace(optimum, values=optimum.start)
 
 
 def _few(samples: Sequence[Sample], seed: int) -> list[Sample]:

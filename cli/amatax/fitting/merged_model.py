@@ -31,6 +31,10 @@ from amatax.recipes.schema import Recipe
 PIECE = {"cpu": 1 << 19}  # elements that are widened at once: what the second-level cache holds
 LARGE_PIECE = 1 << 24  # on other devices
 ROWS = 1 << 21  # elements of a weight that a product takes at once: enough for its full speed
+HALF_UNITS = {  # what CPUs that multiply half precision call it
+    torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"),
+    torch.float16: ("amx_fp16", "avx512_fp16", "fp16_arith"),
+}
 Both = tuple[torch.Tensor, torch.Tensor]  # a parameter of SFT and of RLHF
 
 
@@ -177,15 +181,30 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         outer, inner, total = grads[0].flatten(0, -2), None, None
         inputs = ctx.saved_tensors[0].flatten(0, -2) if ctx.needs_input_grad[2] else None
+        exact = _widen_if_slow(outer)
+        if inputs is not None:
+            inputs = _widen_if_slow(inputs)
         for part in _parts(ctx.both[0], ctx.compute):
-            given, both = outer[:, part], _part(ctx.both, part)
-            if inputs is not None:
-                slope = _ratio_gradient(both, ctx.ratio, ctx.method, given.t() @ inputs)
-                total = slope if total is None else total + slope
-            if ctx.needs_input_grad[0]:
+            given, both, weight = outer[:, part], _part(ctx.both, part), None
+            if inputs is not None and ctx.needs_input_grad[0]:
+                weight, slope = _merged_again(both, ctx.ratio, ctx.method, ctx.compute, exact[:, part].t() @ inputs)
+            elif inputs is not None:
+                slope = _ratio_gradient(both, ctx.ratio, ctx.method, exact[:, part].t() @ inputs)
+            else:
                 weight = _merged(both, ctx.ratio, ctx.method, ctx.compute)
+            if inputs is not None:
+                total = slope if total is None else total + slope
+            if weight is not None:
                 inner = given @ weight if inner is None else inner.addmm_(given, weight)
         return None if inner is None else inner.view(*grads[0].shape[:-1], -1), None, total, None, None
+
+
+def _widen_if_slow(factor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32, where a CPU only imitates its products: slower, and less exact."""
+    if factor.device.type != "cpu" or factor.dtype not in HALF_UNITS:
+        return factor
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return factor if any(capabilities.get(unit) for unit in HALF_UNITS[factor.dtype]) else factor.float()
 
 
 def _parts(weight: torch.Tensor, compute: torch.dtype) -> list[slice]:
@@ -214,6 +233,21 @@ def _merged(both: Both, ratio: float, method: Method, compute: torch.dtype) -> t
         else:
             flat[piece] = method.kernel(tensors, ratio)
     return merged
+
+
+def _merged_again(
+    both: Both, ratio: float, method: Method, compute: torch.dtype, grad: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the parameter in the compute dtype, <grad, its derivative in the ratio>), widened once for both."""
+    wide = torch.promote_types(compute, torch.float32)
+    if compute != wide or ratio in method.copies:
+        return _merged(both, ratio, method, compute), _ratio_gradient(both, ratio, method, grad)
+    merged, total = torch.empty_like(both[0], dtype=compute), 0.0
+    flat, slopes = merged.view(-1), grad.flatten()
+    for piece, tensors in _widened(both, wide):
+        total += float(torch.dot(method.slope(tensors, ratio), slopes[piece]))
+        method.kernel(tensors, ratio, flat[piece])
+    return merged, torch.tensor(total, dtype=torch.float64)
 
 
 def _ratio_gradient(both: Both, ratio: float, method: Method, grad: torch.Tensor) -> torch.Tensor:

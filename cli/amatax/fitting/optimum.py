@@ -40,6 +40,7 @@ class Optimum:
         steps: evaluations of f and its gradient.
         start: where it began.
         path: f at each iteration.
+        points: the unknowns at each iteration.
         curvature: the Hessian of f as far as the descent tells it, positive definite (unknowns, unknowns); None if it did not move.
     """
 
@@ -48,6 +49,7 @@ class Optimum:
     steps: int
     start: list[float]
     path: list[float]
+    points: list[list[float]] = field(default_factory=list)
     curvature: np.ndarray | None = None
 
 
@@ -93,7 +95,8 @@ def minimise(
             value, point, _ = trace.best
     path = [seen for seen, _, _ in trace.seen]
     learnt = _learn(curvature, trace.seen)
-    return Optimum([float(v) for v in point], value, len(path), [float(v) for v in begin], path, learnt)
+    points = [[float(v) for v in point] for _, point, _ in trace.seen]
+    return Optimum([float(v) for v in point], value, len(path), [float(v) for v in begin], path, points, learnt)
 
 
 @dataclass
