@@ -203,7 +203,7 @@ def _widen_if_slow(factor: torch.Tensor) -> torch.Tensor:
     """Half precision as float32, where a CPU only imitates its products: slower, and less exact."""
     if factor.device.type != "cpu" or factor.dtype not in HALF_UNITS:
         return factor
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return factor if any(capabilities.get(unit) for unit in HALF_UNITS[factor.dtype]) else factor.float()
 
 
