@@ -11,7 +11,7 @@ import pytest
 import torch
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cli" / "amatax"
-STAGES = ["recipes", "checkpoints", "planning", "streaming", "writing"]
+STAGES = ["recipes", "checkpoints", "planning", "streaming", "writing", "publishing"]
 EVERYWHERE = {"errors", "methods"}
 FITTING = EVERYWHERE | {
     "recipes",

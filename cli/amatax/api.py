@@ -24,6 +24,7 @@ from amatax.streaming.importing import importing_torch
 if TYPE_CHECKING:
     from amatax.fitting.distilling import DistillResult
     from amatax.fitting.job import FitResult
+    from amatax.publishing.push import Pushed
     from amatax.streaming.differences import Difference
     from amatax.streaming.stream import Streamer
     from amatax.writing.verification import Verdict
@@ -39,6 +40,7 @@ __all__ = [
     "load_recipe",
     "merge",
     "plan",
+    "push",
     "verify",
 ]
 
@@ -257,6 +259,32 @@ def verify(
     total = sum(tensor.reads for tensor in planned.tensors.values())
     watcher.start(math.ceil(total * min(1, sample / len(planned.tensors))) if sample else total)
     return verify_folder(path, planned, streamer(), sample, watcher.wait)
+
+
+def push(folder: str | PathLike[str], repo: str, *, watcher: Watcher | None = None, **options: Any) -> Pushed:
+    """Push a finished merge to the Hub, with a card that says what it is made of; a rerun sends only what has not arrived.
+
+    Args:
+        folder: what `merge` wrote; it is checked against its record first.
+        repo: owner/name on the Hub; made if it does not exist.
+        options: private, revision, create_pr, ...: the fields of amatax.publishing.push.PushOptions.
+
+    Raises:
+        OutputError: if the folder is unfinished or has changed.
+        HubError: what the Hub said, and the next step.
+        TypeError: for an option that there is not.
+    """
+    from amatax.publishing.push import PushOptions, push_folder
+
+    watcher = watcher or Watcher()
+
+    def advance(n: int) -> None:
+        watcher.advance(n)
+        watcher.wait()
+
+    return push_folder(
+        Path(folder), repo, PushOptions(**options), start=watcher.start, advance=advance, say=watcher.say
+    )
 
 
 def distill(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from amatax.checkpoints.hub_errors import hub_error, meant, unreachable
 from amatax.checkpoints.side_names import is_side_file
 from amatax.errors import HubError
 
@@ -30,7 +31,7 @@ def fetch(model: str) -> tuple[Path, str]:
             api = HfApi(library_name="amatax", library_version=__version__)
             info = api.model_info(repo, revision=revision or None)
         except Exception as error:
-            if not _unreachable(error):
+            if not unreachable(error):
                 raise
             return _cached(repo, revision)
         files = needed([sibling.rfilename for sibling in info.siblings or []])
@@ -44,7 +45,7 @@ def fetch(model: str) -> tuple[Path, str]:
     except HubError:
         raise
     except Exception as error:
-        raise _hub_error(error, repo, revision) from error
+        raise hub_error(error, repo, revision) from error
 
 
 def needed(files: list[str]) -> list[str]:
@@ -64,49 +65,5 @@ def _cached(repo: str, revision: str) -> tuple[Path, str]:
     if not isinstance(config, str):
         message = f"{repo}: is not in the local cache, and the Hub cannot be reached"
         hint = f"with a connection: `hf download {repo}{f' --revision {revision}' if revision else ''}`"
-        raise HubError(message, hint + _meant(repo))
+        raise HubError(message, hint + meant(repo))
     return Path(config).parent, Path(config).parent.name
-
-
-def _unreachable(error: Exception) -> bool:
-    """Whether there was no answer at all (offline mode, no network), whichever HTTP library huggingface_hub uses."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
-    transport = type(error).__module__.partition(".")[0] in libraries or isinstance(error, ConnectionError)
-    return isinstance(error, OfflineModeIsEnabled) or (transport and not isinstance(error, HfHubHTTPError))
-
-
-def _hub_error(error: Exception, repo: str, revision: str) -> Exception:
-    """huggingface_hub's exceptions in one sentence each; what is no fault of the Hub's is returned as it is."""
-    from huggingface_hub import errors
-
-    login = "log in with `hf auth login`, or set HF_TOKEN"
-    cases: list[tuple[type[Exception], str, str]] = [
-        (errors.GatedRepoError, "is gated", f"ask for access on its page, then {login}"),
-        (errors.RepositoryNotFoundError, "does not exist, or is private", f"check the id; if it is private, {login}"),
-        (
-            errors.RevisionNotFoundError,
-            f"has no revision {revision!r}",
-            f"see its branches: `hf repos branch list {repo}`",
-        ),
-        (errors.HFValidationError, "is no Hub id", "a Hub id is owner/name; a folder begins with ./, ../, / or ~"),
-        (
-            errors.LocalEntryNotFoundError,
-            "is not in the local cache, and the Hub cannot be reached",
-            f"`hf download {repo}`",
-        ),
-        (errors.HfHubHTTPError, f"could not be read: {str(error).splitlines()[0] if str(error) else error!r}", login),
-        (OSError, f"could not be fetched: {error}", "check the connection and the disk, and run it again"),
-    ]
-    if _unreachable(error):
-        cases.insert(0, (Exception, f"the Hub stopped answering ({error})", "run it again: finished files are kept"))
-    for kind, message, hint in cases:
-        if isinstance(error, kind):
-            return HubError(f"{repo}: {message}", hint + _meant(repo))
-    return error
-
-
-def _meant(repo: str) -> str:
-    """A folder of that name may have been meant."""
-    return f"; the folder ./{repo} exists: write ./{repo} to mean it" if Path(repo).exists() else ""

@@ -11,11 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from amatax import __version__
-from amatax.commands import check, distill, fit_ratios, inspect, merge, methods, recipes, schema, verify
+from amatax.commands import check, distill, fit_ratios, inspect, merge, methods, push, recipes, schema, verify
 from amatax.errors import AmataxError, FaultsError
 
 USER_FAULT, OUR_FAULT, INTERRUPTED = 2, 1, 130
-CONTINUED = ("merge", "distill", "fit-ratios")  # commands that go on where they stopped
+CONTINUED = ("merge", "distill", "fit-ratios", "push")  # commands that go on where they stopped
 
 
 class _Group(TyperGroup):
@@ -91,5 +91,5 @@ def _main(
     pass
 
 
-for command in (merge, distill, fit_ratios, inspect, verify, check, recipes, schema, methods):
+for command in (merge, distill, fit_ratios, push, inspect, verify, check, recipes, schema, methods):
     app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(command.run)

@@ -49,6 +49,9 @@ class ProgressWatcher(Watcher):
             self.read += n
 
     def say(self, text: str) -> None:
+        if self._bar is not None:  # drawn again when there is more to show
+            self._bar.stop()
+            self._bar = None
         if not self.quiet:
             print(text, file=sys.stderr)
 

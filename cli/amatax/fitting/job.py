@@ -301,7 +301,11 @@ def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
         "seed": options.seed,
         "optimiser": f"Adam, rate {options.rate:g}, eps {options.eps:g} (Table 3)" if options.preset else "SLSQP",
         "nll": {
-            part: {"uniform": round(p.uniform, 6), "fitted": round(p.fitted, 6)}
+            part: {
+                "uniform": round(p.uniform, 6),
+                "fitted": round(p.fitted, 6),
+                "gain": [round(number, 6) for number in p.gain],
+            }
             for part, p in (("fitted_part", found.fitted), ("held_out", found.held_out))
             if p is not None
         },

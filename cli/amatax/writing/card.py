@@ -1,61 +1,135 @@
-"""A short model card: what was merged, at which ratios, and how to load it. No local path, no time."""
+"""The model card: what was merged, at which ratios, how they were found, and how to load it. No local path, no time."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import yaml
 
-from amatax.planning.plan import Plan
-from amatax.planning.ratios import mean_ratio
-from amatax.recipes.schema import is_folder
+from amatax.planning.ratios import PlannedBlock, mean_ratio
+from amatax.recipes.schema import Ratios, Recipe, is_folder
 
-DOCS = "https://arxiv.org/abs/2309.06256"
+AMA = "https://arxiv.org/abs/2309.06256"
+BAR = 20  # characters of a whole bar
+VERDICTS = {
+    "better": "are better than uniform ones",
+    "worse": "are worse than uniform ones",
+    "indistinguishable": "cannot be told from uniform ones",
+}
 
 
-def card(plan: Plan) -> str:
-    """README.md of the merged model; only real Hub ids go into base_model."""
-    models = plan.recipe.models.by_role()
+def card(
+    recipe: Recipe,
+    ratios: Ratios,
+    blocks: Sequence[PlannedBlock],
+    loaded_by: str,
+    *,
+    name: str = "FOLDER_OR_HUB_ID",
+    front: Mapping[str, object] | None = None,
+    sections: Sequence[str] = (),
+) -> str:
+    """README.md of the merged model; only real Hub ids go into base_model.
+
+    Args:
+        recipe: with Hub models pinned to commits.
+        ratios: its ratios in their long form.
+        blocks: the blocks with their layers.
+        loaded_by: the class in transformers that loads it.
+        name: how the model is called in `from_pretrained`.
+        front: what else the front matter says: licence, languages, datasets, results.
+        sections: what else the text says.
+    """
+    models = recipe.models.by_role()
     hub = [ref.partition("@")[0] for ref in models.values() if not is_folder(ref)]
-    front: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "amatax"]}
+    head: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "amatax"]}
     if hub:
-        front |= {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"}
-    loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
+        head |= {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"}
     if loaded_by == "AutoModelForCausalLM":
-        front["pipeline_tag"] = "text-generation"
-    ratios = plan.ratios
-    rows = [f"| {b.layers.start}-{b.layers.stop - 1} | {b.attention:g} | {b.mlp:g} |" for b in plan.blocks]
-    named = [f"- {role}: {'a local folder' if is_folder(ref) else ref}" for role, ref in models.items()]
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(front, sort_keys=False).strip(),
-            "---",
-            "# Merged model",
-            "",
-            f"The weights before (SFT) and after RLHF, merged block by block (`{plan.recipe.merge.method}`, [AMA]({DOCS})).",
-            "",
-            *named,
-            "",
-            "The share of the RLHF model, by block (0 is SFT, 1 is RLHF):",
-            "",
-            "| layers | attention | MLP |",
-            "|---|---|---|",
-            *rows,
-            "",
-            f"Mean over the blocks {mean_ratio(ratios):g}; head `{ratios.head}`, embeddings `{ratios.embeddings}`, "
-            f"norms `{ratios.norms}`, other `{ratios.other}`.",
-            *(
-                f"\nOver that: {o.ratio:g} for `{o.match or '*'}`{f' in layers {o.layers}' if o.layers is not None else ''}."
-                for o in ratios.overrides
-            ),
-            "",
-            "```python",
-            f"from transformers import {loaded_by}, AutoTokenizer",
-            "",
-            f'model = {loaded_by}.from_pretrained("FOLDER_OR_HUB_ID")',
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_HUB_ID")',
-            "```",
-            "",
-            "`amatax merge amatax_recipe.yaml` makes the same weights again; `amatax_record.json` has a checksum of every tensor.",
-            "",
-        ]
-    )
+        head["pipeline_tag"] = "text-generation"
+    head |= front or {}
+    title = name.rpartition("/")[2] if front is not None else "Merged model"
+    parts = [
+        f"# {title}",
+        f"The weights before (SFT) and after RLHF, merged block by block (`{recipe.merge.method}`, [AMA]({AMA})) with amatax.",
+        _models(models),
+        *_ratios(ratios, blocks),
+        *_fit(recipe.record.get("fit")),
+        *sections,
+        f"""```python
+from transformers import {loaded_by}, AutoTokenizer
+
+model = {loaded_by}.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```""",
+        "`amatax merge amatax_recipe.yaml OUTPUT` makes the same weights again; `amatax_record.json` has a checksum of every tensor.",
+    ]
+    front_matter = yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()
+    return f"---\n{front_matter}\n---\n" + "\n\n".join(parts) + "\n"
+
+
+def _models(models: Mapping[str, str]) -> str:
+    """Which models, at which commits."""
+    lines = []
+    for role, ref in models.items():
+        repo, _, commit = ref.partition("@")
+        linked = f"[{repo}](https://huggingface.co/{repo}) at `{commit}`" if commit else f"`{repo}`"
+        lines.append(f"- {role}: {'a local folder' if is_folder(ref) else linked}")
+    return "\n".join(lines)
+
+
+def _ratios(ratios: Ratios, blocks: Sequence[PlannedBlock]) -> list[str]:
+    """The ratios of the blocks as a table with bars, and those outside them in words."""
+    rows = []
+    for block in blocks:
+        layers = f"{block.layers.start}-{block.layers.stop - 1}"
+        parts = [("", block.attention)]
+        if block.attention != block.mlp:
+            parts = [(" attention", block.attention), (" MLP", block.mlp)]
+        rows += [f"| {layers}{part} | {ratio:g} | `{_bar(ratio)}` |" for part, ratio in parts]
+    found = [
+        "The share of the RLHF model, by block (0 is SFT, 1 is RLHF):",
+        "\n".join(["| layers | share of RLHF | |", "|---|---|---|", *rows]),
+        f"Mean over the blocks {mean_ratio(ratios):g}; head `{ratios.head}`, embeddings `{ratios.embeddings}`, "
+        f"norms `{ratios.norms}`, other `{ratios.other}`.",
+    ]
+    for o in ratios.overrides:
+        layers = f" in layers {o.layers}" if o.layers is not None else ""
+        found.append(f"Over that: {o.ratio:g} for `{o.match or '*'}`{layers}.")
+    return found
+
+
+def _bar(ratio: float) -> str:
+    full = round(max(0.0, min(1.0, ratio)) * BAR)
+    return "█" * full + "·" * (BAR - full)
+
+
+def _fit(record: Any) -> list[str]:
+    """How the ratios were found, if they were fitted, and what was measured."""
+    if not isinstance(record, dict):
+        return []
+    data = record.get("data", {})
+    found = [
+        "## How the ratios were found",
+        f"By {record.get('method', 'maximum likelihood')}: mean ratio {record.get('alpha')}, "
+        f"{data.get('fitted')} responses of the RLHF model fitted and {data.get('held_out')} held out, seed {record.get('seed')}.",
+    ]
+    rows = []
+    for part, measured in record.get("nll", {}).items():
+        gain = measured.get("gain")
+        told = f"{gain[0]:+.4f} ({gain[1]:+.4f} to {gain[2]:+.4f})" if gain else ""
+        rows.append(f"| {part.replace('_', ' ')} | {measured['uniform']:.4f} | {measured['fitted']:.4f} | {told} |")
+    head = ["| nats per response token | uniform | fitted | fitted - uniform (95 %) |", "|---|---|---|---|"]
+    if rows:
+        found.append("\n".join([*head, *rows]))
+    if record.get("verdict") in VERDICTS:
+        found.append(
+            f"On what was held out the fitted ratios {VERDICTS[record['verdict']]} (paired bootstrap over prompts)."
+        )
+    return found
+
+
+def fit_results(record: Any) -> list[tuple[str, float]]:
+    """(name of the measure, value) of what a fit measured on samples that it never saw."""
+    held = record.get("nll", {}).get("held_out") if isinstance(record, dict) else None
+    return [("NLL, nats per response token", float(held["fitted"]))] if held else []

@@ -56,7 +56,9 @@ def write_model(
                 work.finish_shard(partial, shard_entry(shard.file, shard.nbytes, plan, results))
             entries = [work.done[shard.file] for shard in plan.shards]
             write_side_files(plan, work.folder)
-            (work.folder / "README.md").write_text(card(plan), encoding="utf-8")
+            loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
+            text = card(plan.recipe, plan.ratios, plan.blocks, loaded_by)
+            (work.folder / "README.md").write_text(text, encoding="utf-8")
             write_record(work.folder, plan, entries)
             work.make_whole(output, overwrite=overwrite)
             return entries

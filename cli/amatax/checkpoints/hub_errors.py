@@ -1,0 +1,78 @@
+"""huggingface_hub's exceptions -> one message and the next step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amatax.errors import HubError
+
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether there was no answer at all (offline mode, no network), whichever HTTP library huggingface_hub uses."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
+    transport = type(error).__module__.partition(".")[0] in libraries or isinstance(error, ConnectionError)
+    return isinstance(error, OfflineModeIsEnabled) or (transport and not isinstance(error, HfHubHTTPError))
+
+
+def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = False) -> Exception:
+    """What happened in one sentence, and what to do; what is no fault of the Hub's is returned as it is.
+
+    Args:
+        error: what huggingface_hub raised.
+        repo, revision: what was asked for.
+        writing: it was to be changed, not read.
+    """
+    from huggingface_hub import errors
+
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    token = "make a token that may write there (https://huggingface.co/settings/tokens), then `hf auth login`"
+    retry = "run the same command again: what is finished is kept"
+    answers = {
+        401: (
+            "the Hub does not know who is asking (no token, or a wrong or expired one)",
+            f"{LOGIN}; `hf auth whoami` tells who you are",
+        ),
+        403: ("this token may not write there", token) if writing else ("access was refused", LOGIN),
+        409: ("something else was written there meanwhile", "look at the repository, then " + retry),
+        412: ("the branch has moved meanwhile", retry),
+        429: ("the Hub asks for fewer requests (429)", f"wait some minutes, or {LOGIN}; then {retry}"),
+    }
+    cases: list[tuple[type[Exception], str, str]] = [
+        (errors.GatedRepoError, "is gated", f"ask for access on its page, then {LOGIN}"),
+        (errors.RevisionNotFoundError, f"has no revision {revision!r}", f"see its branches: `hf repos branch list {repo}`"),
+        (errors.RepositoryNotFoundError, "does not exist, or is private", f"check the id; if it is private, {LOGIN}"),
+        (errors.HFValidationError, "is no Hub id", "a Hub id is owner/name; a folder begins with ./, ../, / or ~"),
+        (errors.LocalEntryNotFoundError, "is not in the local cache, and the Hub cannot be reached", f"`hf download {repo}`"),
+    ]  # fmt: skip
+    if writing and status == 401:
+        cases = []
+    if status in answers:
+        cases.append((errors.HfHubHTTPError, *answers[status]))
+    elif status >= 500:
+        cases.append((errors.HfHubHTTPError, f"the Hub has trouble of its own ({status})", f"later, {retry}"))
+    said = next(iter(str(error).splitlines()), repr(error))
+    cases.append((errors.HfHubHTTPError, f"the Hub said no: {said}", LOGIN))
+    if unreachable(error):
+        offline = isinstance(error, errors.OfflineModeIsEnabled)
+        hint = "unset HF_HUB_OFFLINE" if offline else "check the connection; " + retry
+        cases.insert(0, (Exception, "offline mode is on" if offline else f"the Hub stopped answering ({said})", hint))
+    cases.append(
+        (
+            OSError,
+            f"could not be {'written' if writing else 'fetched'}: {said}",
+            "check the connection and the disk, and run it again",
+        )
+    )
+    for kind, message, hint in cases:
+        if isinstance(error, kind):
+            return HubError(f"{repo}: {message}", hint + ("" if writing else meant(repo)))
+    return error
+
+
+def meant(repo: str) -> str:
+    """A folder of that name may have been meant."""
+    return f"; the folder ./{repo} exists: write ./{repo} to mean it" if Path(repo).exists() else ""

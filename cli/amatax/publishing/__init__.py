@@ -1,0 +1,1 @@
+"""Stage 6, show it: a finished folder -> a Hub repository, with a card that says what it is made of."""

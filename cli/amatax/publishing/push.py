@@ -1,0 +1,235 @@
+"""A finished folder to the Hub, by huggingface_hub's own uploader; looked at again when it is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amatax import __version__
+from amatax.checkpoints.hub_errors import hub_error
+from amatax.errors import AmataxError, HubError, OutputError
+from amatax.planning.destination import RECIPE
+from amatax.publishing.finished import finished_files
+from amatax.publishing.inputs import card_facts, input_facts
+from amatax.publishing.staging import staged
+from amatax.recipes.loading import load_recipe
+from amatax.recipes.schema import is_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+PIECE = 1 << 20  # bytes hashed at once
+WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+)  # what could be loaded beside ours
+UPLOAD = "run the same command again: what has arrived is not sent twice"
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How a folder is pushed.
+
+    Attributes:
+        private: a repository that is made now is private; one that exists stays as it is.
+        revision: the branch; made if it is not there. None: the main one.
+        create_pr: open a pull request instead of committing.
+        commit_message: of the commit or the pull request.
+        token: of the Hub; None: what huggingface_hub finds (HF_TOKEN, then the login).
+        replace: files of the repository that the folder does not have are deleted (its history keeps them).
+        restricted: publish for everybody though an input is gated or private.
+    """
+
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+    token: str | None = field(default=None, repr=False)
+    replace: bool = False
+    restricted: bool = False
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What is on the Hub now.
+
+    Attributes:
+        repo: its id.
+        url: of the commit, or of the pull request.
+        commit: 40 hex digits.
+        files: bytes of each, by name.
+        notes: what a careful user wants to know.
+    """
+
+    repo: str
+    url: str
+    commit: str
+    files: dict[str, int]
+    notes: list[str]
+
+
+def push_folder(
+    folder: Path,
+    repo: str,
+    options: PushOptions,
+    *,
+    start: Callable[[int], None] = lambda n: None,
+    advance: Callable[[int], None] = lambda n: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Pushed:
+    """Upload a finished merge, and compare what arrived with what was sent.
+
+    Args:
+        folder: what `amatax merge` wrote.
+        repo: owner/name.
+        options: see PushOptions.
+        start, advance: told the bytes that are read to check the folder.
+        say: gets a line for the user.
+
+    Raises:
+        OutputError: if the folder is not a finished merge as it was recorded.
+        HubError: if the Hub says no, or holds something else at the end.
+    """
+    from huggingface_hub import HfApi
+
+    if options.create_pr and options.revision:
+        raise OutputError(
+            "--create-pr and --revision exclude each other", "a pull request is opened against the main branch"
+        )
+    start(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+    files, record = finished_files(folder, advance)
+    recipe = load_recipe(folder / RECIPE)
+    api = HfApi(library_name="amatax", library_version=__version__, token=options.token)
+    try:
+        there, public = _repository(api, repo, options)
+        facts = input_facts(recipe.models.by_role(), api)
+        restricted = {role: fact.restricted for role, fact in facts.items() if fact.restricted}
+        if restricted and public and not options.restricted:
+            role, why = next(iter(restricted.items()))
+            raise OutputError(
+                f"{role} ({recipe.models.by_role()[role].partition('@')[0]}) is {why}, and {repo} is open to everybody",
+                "push with --private, or, if its terms allow it, with --allow-restricted",
+            )
+        stale = _stale(api, repo, files, options) if there else []
+        if not there:
+            say(f"making {repo}{' (private)' if options.private else ''}")
+            api.create_repo(repo, private=options.private, exist_ok=True)
+        if options.revision and options.revision != "main":
+            api.create_branch(repo, branch=options.revision, exist_ok=True)
+        front, sections = card_facts(facts)
+        with staged(folder, files, record, repo, front, sections) as stage:
+            sent = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
+            say(f"uploading {len(sent)} files")
+            info = api.upload_folder(
+                repo_id=repo,
+                folder_path=stage,
+                revision=options.revision,
+                create_pr=options.create_pr,
+                commit_message=options.commit_message or f"Merge by amatax {__version__}",
+                delete_patterns=stale or None,
+            )
+            say("comparing what arrived")
+            sizes = _arrived(api, repo, info.oid, stage, sent)
+    except AmataxError:
+        raise
+    except Exception as error:
+        raise hub_error(error, repo, options.revision or "", writing=True) from error
+    notes = [
+        f"{role} is {why}: {repo} was published all the same, as you asked"
+        for role, why in restricted.items()
+        if public
+    ]
+    if local := [role for role, ref in recipe.models.by_role().items() if is_folder(ref)]:
+        notes.append(
+            f"{' and '.join(local)} came from local folders: the card cannot name them, and only who has them can merge again"
+        )
+    notes += [section.replace("**", "") for section in sections]
+    return Pushed(repo, info.pr_url or info.commit_url, info.oid, sizes, notes)
+
+
+def _repository(api: HfApi, repo: str, options: PushOptions) -> tuple[bool, bool]:
+    """(it exists, everybody will see what is pushed); fails early where nothing may be written."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        info = api.model_info(repo)
+    except RepositoryNotFoundError:
+        if options.create_pr:
+            raise HubError(
+                f"{repo}: does not exist, or is private", "a pull request needs a repository: check the id"
+            ) from None
+        return False, not options.private
+    return True, not info.private
+
+
+def _stale(api: HfApi, repo: str, files: Sequence[str], options: PushOptions) -> list[str]:
+    """Files of the repository that the model does not have: weights among them would be loaded with it.
+
+    Raises:
+        OutputError: if there are any, and they may not be deleted.
+    """
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        there = api.list_repo_files(repo, revision=options.revision)
+    except RevisionNotFoundError:
+        there = api.list_repo_files(repo)  # what a new branch begins with
+    ours = {*files, ".gitattributes", "README.md", "amatax_ratios.png"}
+    stale = sorted(set(there) - ours)
+    if options.replace or not any(name.endswith((*WEIGHTS, ".json")) for name in stale):
+        return stale if options.replace else []
+    raise OutputError(
+        f"{repo} holds files of another model ({', '.join(stale[:3])}{' ...' if len(stale) > 3 else ''})",
+        "choose another repository, or delete them with --replace (the repository's history keeps them)",
+    )
+
+
+def _arrived(api: HfApi, repo: str, commit: str, stage: Path, sent: Sequence[str]) -> dict[str, int]:
+    """Bytes of every file on the Hub.
+
+    Raises:
+        HubError: if one is missing there, or is another.
+    """
+    from huggingface_hub.hf_api import RepoFile
+
+    there = {
+        item.path: item
+        for item in api.list_repo_tree(repo, recursive=True, revision=commit)
+        if isinstance(item, RepoFile)
+    }
+    sizes: dict[str, int] = {}
+    for name in sent:
+        item = there.get(name)
+        if item is None:
+            raise HubError(f"{repo}: {name} did not arrive", UPLOAD)
+        size = (stage / name).stat().st_size
+        digest = _sha256(stage / name) if item.lfs is not None else _git_blob(stage / name)
+        if item.size != size or digest != (item.lfs.sha256 if item.lfs is not None else item.blob_id):
+            raise HubError(f"{repo}: {name} arrived as another file than was sent", UPLOAD)
+        sizes[name] = size
+    if left := sorted(name for name in there if name.endswith(WEIGHTS) and name not in sizes):
+        raise HubError(f"{repo}: {left[0]} was added meanwhile, by somebody else", "look at the repository's history")
+    return sizes
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _git_blob(path: Path) -> str:
+    """How git names a file's content."""
+    data: Any = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,0 +1,104 @@
+"""A finished folder as it is published: links to its files, and a card, recipe and record that name no local path."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from amatax.checkpoints.folder import open_folder
+from amatax.errors import MissingExtraError, PlanError
+from amatax.planning.destination import RECIPE, RECORD
+from amatax.planning.names import anatomy
+from amatax.planning.ratios import PlannedBlock, plan_blocks
+from amatax.publishing.picture import draw_ratios
+from amatax.recipes.loading import dump_recipe, load_recipe
+from amatax.recipes.schema import Recipe, is_folder
+from amatax.writing.card import card
+from amatax.writing.side_files import write_json
+
+CARD, PICTURE = "README.md", "amatax_ratios.png"
+
+
+@contextmanager
+def staged(
+    folder: Path,
+    files: Sequence[str],
+    record: Mapping[str, Any],
+    repo: str,
+    front: Mapping[str, object],
+    sections: Sequence[str],
+) -> Iterator[Path]:
+    """A temporary folder that is published as it stands.
+
+    Args:
+        folder: a finished merge.
+        files: of it, all that is published.
+        record: the merge's.
+        repo: the Hub id.
+        front, sections: what the card says beside the recipe (see `card`).
+    """
+    recipe = load_recipe(folder / RECIPE)
+    public = without_paths(recipe)
+    with TemporaryDirectory(prefix="amatax-") as name:
+        stage = Path(name)
+        for file in files:
+            if file not in (CARD, RECIPE, RECORD):
+                (stage / file).parent.mkdir(parents=True, exist_ok=True)
+                (stage / file).symlink_to((folder / file).resolve())
+        blocks, loaded_by = _blocks(folder, recipe)
+        with suppress(MissingExtraError):  # the card's table has bars
+            draw_ratios(blocks, stage / PICTURE)
+        picture = [f"![share of the RLHF model by layer]({PICTURE})"] if (stage / PICTURE).exists() else []
+        ratios = recipe.merge.resolved_ratios()
+        assert ratios is not None  # _blocks has read them
+        text = card(public, ratios, blocks, loaded_by, name=repo, front=front, sections=[*picture, *sections])
+        (stage / CARD).write_text(text, encoding="utf-8")
+        (stage / RECIPE).write_text(_recipe_text(public, recipe), encoding="utf-8")
+        changed = {
+            file: hashlib.sha256((stage / file).read_bytes()).hexdigest()
+            for file in (CARD, RECIPE, PICTURE)
+            if (stage / file).exists()
+        }
+        models = public.models.by_role()
+        said = {role: {**known, "ref": models.get(role, "")} for role, known in record.get("models", {}).items()}
+        write_json(
+            stage / RECORD, {**record, "models": said, "files": dict(sorted({**record["files"], **changed}.items()))}
+        )
+        yield stage
+
+
+def without_paths(recipe: Recipe) -> Recipe:
+    """The recipe with `./ROLE` for every local folder, and without the output's path."""
+    public = {role: f"./{role}" if is_folder(ref) else ref for role, ref in recipe.models.by_role().items()}
+    changes: dict[str, object] = {
+        "models": recipe.models.model_copy(update=public),
+        "output": recipe.output.model_copy(update={"path": None}),
+    }
+    if recipe.fit is not None:
+        named = {key: getattr(recipe.fit, key) for key in ("data", "prompts", "holdout")}
+        files = {key: Path(value).name for key, value in named.items() if isinstance(value, str)}
+        changes["fit"] = recipe.fit.model_copy(update=files)
+    return recipe.model_copy(update=changes)
+
+
+def _recipe_text(public: Recipe, recipe: Recipe) -> str:
+    lines = ["# What this model was merged from: `amatax merge THIS_FILE OUTPUT` makes the same weights again."]
+    local = [role for role, ref in recipe.models.by_role().items() if is_folder(ref)]
+    if local:
+        lines.append(f"# {' and '.join(local)} came from local folders: to merge again, put them beside this file.")
+    return "\n".join([*lines, dump_recipe(public)])
+
+
+def _blocks(folder: Path, recipe: Recipe) -> tuple[list[PlannedBlock], str]:
+    """The blocks with their layers, and the class that loads the model; from the merged model itself: the inputs may be gone."""
+    merged = open_folder(folder, str(folder))
+    ratios = recipe.merge.resolved_ratios()
+    model = anatomy(merged.tensors, merged.config)
+    blocks, faults = plan_blocks(recipe, ratios, model.layers) if ratios is not None else ([], [])
+    if faults or ratios is None:
+        raise PlanError(faults)
+    return blocks, merged.loaded_by
