@@ -33,6 +33,7 @@ __all__ = [
     "Inspection",
     "MergeResult",
     "Watcher",
+    "check_push",
     "difference",
     "distill",
     "fit_ratios",
@@ -98,7 +99,7 @@ def _recipe(source: RecipeSource) -> Recipe:
 
 
 def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Plan:
-    """Find out from headers alone what a merge will do, or everything that is wrong with it.
+    """Find out from headers alone what a merge will do, or everything that is wrong with it; of Hub models no weight is fetched.
 
     Args:
         recipe: a Recipe, a YAML file, or a mapping.
@@ -108,7 +109,7 @@ def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, ove
     Raises:
         RecipeError, PlanError: with all faults.
     """
-    return make_plan(_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite)
+    return make_plan(_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite, remote=True)
 
 
 def merge(
@@ -136,20 +137,21 @@ def merge(
     """
     watcher = watcher or Watcher()
     planned = plan(recipe, output, overwrite=overwrite)
-    if planned.output is None:
+    folder = planned.output
+    if folder is None:
         hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
         raise OutputError("no output folder was named", hint)
     if planned.found is State.SAME and not overwrite:
         from amatax.writing.workplace import tidy
 
-        if _touched_since(planned, planned.output / RECORD):
+        if _touched_since(planned, folder / RECORD):
+            planned = _downloaded(planned, watcher)
             watcher.say("input files are newer than the output: comparing their checksums")
-            _same_inputs(
-                planned, planned.output, _streamer(planned, device, threads, allow_nonfinite, watcher)(), watcher
-            )
-        tidy(planned.output)
-        return MergeResult(planned, planned.output, already=True, notes=planned.notes)
+            _same_inputs(planned, folder, _streamer(planned, device, threads, allow_nonfinite, watcher)(), watcher)
+        tidy(folder)
+        return MergeResult(planned, folder, already=True, notes=planned.notes)
 
+    planned = _downloaded(planned, watcher, overwrite=overwrite)
     streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
     from amatax.writing.record import rounded_away
     from amatax.writing.workplace import Workplace
@@ -170,7 +172,7 @@ def merge(
 
     entries = write_model(
         planned,
-        planned.output,
+        folder,
         streamer,
         overwrite=overwrite,
         resumed=resumed,
@@ -183,7 +185,7 @@ def merge(
         )
     return MergeResult(
         planned,
-        planned.output,
+        folder,
         shards_kept=kept,
         seconds=time.perf_counter() - started,
         rounded_away=rounded_away(entries),
@@ -198,7 +200,11 @@ def inspect(model: str | PathLike[str]) -> Inspection:
         CheckpointError, HubError
     """
     name = str(model)
-    checkpoint = open_checkpoint(f"./{name}" if Path(name).is_dir() and not is_folder(name) else name)
+    return _inspect(f"./{name}" if Path(name).is_dir() and not is_folder(name) else name, remote=True)
+
+
+def _inspect(model: str, *, remote: bool) -> Inspection:
+    checkpoint = open_checkpoint(model, remote=remote)
     return Inspection(checkpoint, anatomy(checkpoint.tensors, checkpoint.config))
 
 
@@ -215,6 +221,7 @@ def difference(
 
     watcher = watcher or Watcher()
     second = inspect(other)
+    one, second = (_inspect(i.checkpoint.pinned, remote=False) if i.checkpoint.remote else i for i in (one, second))
     theirs, _ = align(one.checkpoint, second.checkpoint, "other")
     watcher.start(one.checkpoint.nbytes + second.checkpoint.nbytes)
     found = []
@@ -277,14 +284,24 @@ def push(folder: str | PathLike[str], repo: str, *, watcher: Watcher | None = No
     from amatax.publishing.push import PushOptions, push_folder
 
     watcher = watcher or Watcher()
+    wanted = PushOptions(**options)
 
     def advance(n: int) -> None:
         watcher.advance(n)
         watcher.wait()
 
-    return push_folder(
-        Path(folder), repo, PushOptions(**options), start=watcher.start, advance=advance, say=watcher.say
-    )
+    return push_folder(Path(folder), repo, wanted, start=watcher.start, advance=advance, say=watcher.say)
+
+
+def check_push(recipe: RecipeSource, repo: str, **options: Any) -> None:
+    """Find out before any work whether the merge of a recipe may be pushed there.
+
+    Raises:
+        OutputError, HubError: as `push` would, at the end.
+    """
+    from amatax.publishing.push import PushOptions, check_push
+
+    check_push(_recipe(recipe).models.by_role(), repo, PushOptions(**options))
 
 
 def distill(
@@ -365,6 +382,22 @@ def _streamer(
     where = pick_device(device)
     count = threads or default_threads()
     return lambda: Streamer(planned, where, count, allow_nonfinite=allow_nonfinite, advance=watcher.advance)
+
+
+def _downloaded(planned: Plan, watcher: Watcher, *, overwrite: bool = False) -> Plan:
+    """The same plan with every file here: what was planned from the Hub's headers is fetched now, at the planned commits.
+
+    Raises:
+        HubError: if the Hub stops answering; what has arrived is kept.
+    """
+    far = {role: checkpoint for role, checkpoint in planned.checkpoints.items() if checkpoint.remote is not None}
+    if not far:
+        return planned
+    size = sum(checkpoint.nbytes for checkpoint in far.values())
+    watcher.say(
+        f"fetching {' and '.join(c.pinned for c in far.values())}, {size / 1e9:.2f} GB where not in the cache yet"
+    )
+    return make_plan(planned.recipe, planned.output, overwrite=overwrite)
 
 
 def _touched_since(planned: Plan, record: Path) -> bool:

@@ -102,11 +102,11 @@ def test_a_missing_revision(hub: Hub, recipe: Path, siblings: Path) -> None:
     assert "acme/rlhf: has no revision 'v3'" in done.err
 
 
-def test_a_branch_that_moves_while_it_is_downloaded(hub: Hub, recipe: Path, siblings: Path) -> None:
+def test_a_branch_that_moves_while_it_is_read(hub: Hub, recipe: Path, siblings: Path) -> None:
     hub.moves["acme/sft"] = {"main": siblings / "rlhf"}
     done = run(hub, "merge", "hub.yaml", "out", cwd=siblings)
     assert done.code == 2
-    assert "acme/sft: the revision 'main' moved while it was downloaded" in done.err
+    assert "acme/sft: the revision 'main' moved while it was read" in done.err
     assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).code == 0
 
 

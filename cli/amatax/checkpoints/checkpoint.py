@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,8 @@ class Checkpoint:
         folder: where the files are.
         root: what no file may lie outside of (a Hub cache links from snapshots to blobs beside them).
         tensors: by disk name, in disk order (file by file, by offset).
+        remote: of a repository of which only headers and configs were fetched: its files, each with what identifies its
+            content (git's blob id, or sha256). The others of `folder`'s files are not there. None: all are.
     """
 
     ref: str
@@ -64,6 +67,16 @@ class Checkpoint:
     tensors: dict[str, TensorEntry]
     files: tuple[WeightFile, ...]
     notes: list[str] = field(default_factory=list)
+    remote: Mapping[str, str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Its files, and those of its sub-folders, one level down."""
+        if self.remote is not None:
+            return sorted(name for name in self.remote if name.count("/") <= 1)
+        top = [path.name for path in self.folder.iterdir()]
+        nested = [f"{path.parent.name}/{path.name}" for path in self.folder.glob("[!.]*/*") if path.is_file()]
+        return sorted(name for name in (*top, *nested) if not (self.folder / name).is_dir())
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +36,48 @@ def open_folder(folder: Path, ref: str, commit: str | None = None, root: Path | 
     folder = folder.resolve()
     root = root.resolve() if root else folder
     config = read_config(folder, root)
-    names, weight_map, notes = _weight_files(folder, root)
-    tensors: dict[str, TensorEntry] = {}
-    files: list[WeightFile] = []
-    for name in names:
+    there = {path.name for path in folder.iterdir()}
+    names, weight_map, notes = weight_files(str(folder), there, lambda index: read_json(inside(folder, index, root)))
+
+    def read(name: str) -> tuple[list[TensorEntry], WeightFile]:
         path = inside(folder, name, root)
-        entries, file = read_bin(path) if name.endswith(".bin") else read_header(path)
-        files.append(file)
+        return read_bin(path) if name.endswith(".bin") else read_header(path)
+
+    tensors, files = gather(str(folder), {name: read(name) for name in names}, weight_map, notes)
+    return Checkpoint(ref, commit, folder, root, config, tensors, files, notes)
+
+
+def gather(
+    where: str,
+    headers: Mapping[str, tuple[list[TensorEntry], WeightFile]],
+    weight_map: Mapping[str, str],
+    notes: list[str],
+) -> tuple[dict[str, TensorEntry], tuple[WeightFile, ...]]:
+    """The tensors of all weight files, in their order, as the index has them.
+
+    Raises:
+        CheckpointError: if files and index contradict each other.
+    """
+    tensors: dict[str, TensorEntry] = {}
+    for name, (entries, _) in headers.items():
         for entry in entries:
             if weight_map.get(entry.name, name) != name:
                 continue  # the index takes it from another shard
             if entry.name in tensors:
                 other = tensors[entry.name].path.name
-                raise CheckpointError(
-                    f"{folder}: {entry.name!r} is in both {other} and {name}", "remove the stale file"
-                )
+                raise CheckpointError(f"{where}: {entry.name!r} is in both {other} and {name}", "remove the stale file")
             tensors[entry.name] = entry
     if missing := [tensor for tensor in weight_map if tensor not in tensors]:
         raise CheckpointError(
-            f"{folder}: the index names {len(missing)} tensors that are not in the files it gives for them, "
+            f"{where}: the index names {len(missing)} tensors that are not in the files it gives for them, "
             f"first {missing[0]!r} in {weight_map[missing[0]]}",
             "the index and the shards are of different saves: download or save the checkpoint again",
         )
     if weight_map and (extra := len(tensors) - len(weight_map)) > 0:
         notes.append(f"{extra} tensors are in the shards and not in the index; they are kept")
     if not tensors:
-        raise CheckpointError(f"{folder}: the weights have no tensors", "download or save the checkpoint again")
-    return Checkpoint(ref, commit, folder, root, config, tensors, tuple(files), notes)
+        raise CheckpointError(f"{where}: the weights have no tensors", "download or save the checkpoint again")
+    return tensors, tuple(file for _, file in headers.values())
 
 
 def inside(folder: Path, name: str, root: Path) -> Path:
@@ -126,21 +142,32 @@ def read_config(folder: Path, root: Path) -> dict[str, Any]:
     )
 
 
-def _weight_files(folder: Path, root: Path) -> tuple[list[str], dict[str, str], list[str]]:
-    """(weight files in reading order, the index's weight_map or {}, notes). Safetensors win over .bin, as in transformers."""
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+def weight_files(
+    where: str, there: Collection[str], read_index: Callable[[str], dict[str, Any]]
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """(weight files in reading order, the index's weight_map or {}, notes). Safetensors win over .bin, as in transformers.
+
+    Args:
+        where: the folder or repository, for messages.
+        there: the names in it.
+        read_index: reads one of them, a JSON object.
+
+    Raises:
+        CheckpointError: if there are none, or not all.
+    """
+    found = sorted(name for name in there if name.endswith((".safetensors", ".bin")))
     notes: list[str] = []
     for single, index in zip(SINGLES, (f"{s}.index.json" for s in SINGLES), strict=True):
-        if (folder / single).is_file() or (folder / single).is_symlink():
-            if (folder / index).exists():
+        if single in there:
+            if index in there:
                 notes.append(f"both {single} and {index} are there: {single} is read, as transformers does")
             return [single], {}, notes
-        if (folder / index).exists() or (folder / index).is_symlink():
-            weight_map = _weight_map(inside(folder, index, root))
+        if index in there:
+            weight_map = _weight_map(f"{where}/{index}", read_index(index))
             return sorted(set(weight_map.values())), weight_map, notes
         shards = [name for name in found if SHARD.fullmatch(name) and name.startswith(single.partition(".")[0])]
         if shards:
-            _complete(folder, shards)
+            _complete(where, shards)
             return shards, {}, notes
     alone = [
         name for name in found if name.endswith(".safetensors") and not name.startswith(("adapter_", "consolidated"))
@@ -149,16 +176,16 @@ def _weight_files(folder: Path, root: Path) -> tuple[list[str], dict[str, str], 
         return alone, {}, notes
     if alone:
         raise CheckpointError(
-            f"{folder}: {len(alone)} safetensors files and no index ({', '.join(alone[:3])} ...)",
+            f"{where}: {len(alone)} safetensors files and no index ({', '.join(alone[:3])} ...)",
             "name them model-00001-of-0000N.safetensors, or save the checkpoint again with an index",
         )
-    other = sorted(path.name for path in folder.iterdir() if path.suffix in (".gguf", ".pt", ".pth", ".h5", ".msgpack"))
+    other = sorted(name for name in there if name.endswith((".gguf", ".pt", ".pth", ".h5", ".msgpack")))
     seen = f" ({other[0]} is not one amatax reads)" if other else ""
-    raise CheckpointError(f"{folder}: no safetensors or .bin weights{seen}", "save the model with `save_pretrained`")
+    raise CheckpointError(f"{where}: no safetensors or .bin weights{seen}", "save the model with `save_pretrained`")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
+def _weight_map(index: str, content: dict[str, Any]) -> dict[str, str]:
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index}: no `weight_map` of tensor names to files", "download or save it again")
     if not weight_map:
@@ -166,17 +193,17 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _complete(folder: Path, shards: list[str]) -> None:
+def _complete(where: str, shards: list[str]) -> None:
     """Shards without an index tell by their names how many they must be."""
     parts = [SHARD.fullmatch(name) for name in shards]
     of = {int(part["n"]) for part in parts if part}
     have = {int(part["i"]) for part in parts if part}
     if len(of) != 1:
         raise CheckpointError(
-            f"{folder}: shards of different saves ({', '.join(shards[:3])} ...)", "remove the stale ones"
+            f"{where}: shards of different saves ({', '.join(shards[:3])} ...)", "remove the stale ones"
         )
     if missing := sorted(set(range(1, max(of) + 1)) - have):
         raise CheckpointError(
-            f"{folder}: {len(missing)} of {max(of)} shards are missing, first number {missing[0]}",
+            f"{where}: {len(missing)} of {max(of)} shards are missing, first number {missing[0]}",
             "the checkpoint is incomplete: download or save it again",
         )

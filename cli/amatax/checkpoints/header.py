@@ -32,19 +32,40 @@ def read_header(path: Path) -> tuple[list[TensorEntry], WeightFile]:
     """
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
-        if stat.st_size == 0:
-            raise CheckpointError(f"{path}: the file is empty", INCOMPLETE)
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        if first == POINTER or stat.st_size < 8:
-            raise CheckpointError(f"{path}: not a safetensors file", FETCH if first == POINTER else INCOMPLETE)
-        if length > MAX_HEADER or length > stat.st_size - 8:
-            raise CheckpointError(
-                f"{path}: not a safetensors file, or cut off in its header "
-                f"(the header claims {length:,} bytes, the file has {stat.st_size:,})",
-                INCOMPLETE,
-            )
+        length = header_length(path, file.read(8), stat.st_size)
         raw = file.read(length)
+    digest = hashlib.sha256(raw).hexdigest()
+    return parse_header(path, raw, stat.st_size), WeightFile(
+        path, stat.st_size, digest, stat.st_mtime_ns, stat.st_ctime_ns
+    )
+
+
+def header_length(path: Path, first: bytes, size: int) -> int:
+    """Bytes of the header that follows the first eight, in a file of `size` bytes.
+
+    Raises:
+        CheckpointError: if it is no safetensors file, or cut off in its header.
+    """
+    if size == 0:
+        raise CheckpointError(f"{path}: the file is empty", INCOMPLETE)
+    length = int.from_bytes(first, "little")
+    if first == POINTER or size < 8:
+        raise CheckpointError(f"{path}: not a safetensors file", FETCH if first == POINTER else INCOMPLETE)
+    if length > MAX_HEADER or length > size - 8:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or cut off in its header "
+            f"(the header claims {length:,} bytes, the file has {size:,})",
+            INCOMPLETE,
+        )
+    return length
+
+
+def parse_header(path: Path, raw: bytes, size: int) -> list[TensorEntry]:
+    """The tensors that a header names, by offset, in a file of `size` bytes.
+
+    Raises:
+        CheckpointError: if it contradicts itself or the file.
+    """
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except _DuplicateKeyError as error:
@@ -55,7 +76,7 @@ def read_header(path: Path) -> tuple[list[TensorEntry], WeightFile]:
         raise CheckpointError(f"{path}: the header is no JSON object", INCOMPLETE)
     header.pop("__metadata__", None)
 
-    start = 8 + length
+    start = 8 + len(raw)
     entries = sorted(
         (_entry(path, name, item, start) for name, item in header.items()),
         key=lambda e: (e.offset, e.nbytes),  # one of no elements before the one that begins where it stands
@@ -66,15 +87,14 @@ def read_header(path: Path) -> tuple[list[TensorEntry], WeightFile]:
             what = "overlap" if entry.offset < end else "leave a hole"
             raise CheckpointError(f"{path}: the tensors {what} before {entry.name!r}", "save the checkpoint again")
         end += entry.nbytes
-    if end != stat.st_size:
-        less = end > stat.st_size
+    if end != size:
+        less = end > size
         raise CheckpointError(
-            f"{path}: the file is {abs(end - stat.st_size):,} bytes {'shorter' if less else 'longer'} than its header says"
-            f" ({stat.st_size:,} instead of {end:,})",
+            f"{path}: the file is {abs(end - size):,} bytes {'shorter' if less else 'longer'} than its header says"
+            f" ({size:,} instead of {end:,})",
             INCOMPLETE,
         )
-    digest = hashlib.sha256(raw).hexdigest()
-    return entries, WeightFile(path, stat.st_size, digest, stat.st_mtime_ns, stat.st_ctime_ns)
+    return entries
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

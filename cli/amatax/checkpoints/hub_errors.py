@@ -8,6 +8,8 @@ from amatax.errors import HubError
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
+MAY_WRITE = "make a token that may write there (https://huggingface.co/settings/tokens), then `hf auth login`"
+
 
 def unreachable(error: Exception) -> bool:
     """Whether there was no answer at all (offline mode, no network), whichever HTTP library huggingface_hub uses."""
@@ -29,14 +31,13 @@ def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = Fal
     from huggingface_hub import errors
 
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
-    token = "make a token that may write there (https://huggingface.co/settings/tokens), then `hf auth login`"
     retry = "run the same command again: what is finished is kept"
     answers = {
         401: (
             "the Hub does not know who is asking (no token, or a wrong or expired one)",
             f"{LOGIN}; `hf auth whoami` tells who you are",
         ),
-        403: ("this token may not write there", token) if writing else ("access was refused", LOGIN),
+        403: ("this token may not write there", MAY_WRITE) if writing else ("access was refused", LOGIN),
         409: ("something else was written there meanwhile", "look at the repository, then " + retry),
         412: ("the branch has moved meanwhile", retry),
         429: ("the Hub asks for fewer requests (429)", f"wait some minutes, or {LOGIN}; then {retry}"),

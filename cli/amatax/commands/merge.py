@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from amatax.commands.push import (
+    CreatePr,
+    Message,
+    Private,
+    Replace,
+    Restricted,
+    Revision,
+    Token,
+    push_options,
+    pushed_lines,
+)
 from amatax.commands.text import bar, columns, human_bytes, layer_range
 from amatax.errors import OutputError
 
@@ -32,6 +44,16 @@ def run(
     threads: int = typer.Option(0, help="Workers; 0 is one for each core.", min=0, show_default=False),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace another model in the output folder."),
     allow_nonfinite: bool = typer.Option(False, "--allow-nonfinite", help="Merge NaN and infinities as they come."),
+    push: str = typer.Option(
+        "", help="Then push it to this repository on the Hub, owner/name; see `amatax push`.", show_default=False
+    ),
+    private: Private = False,
+    revision: Revision = "",
+    create_pr: CreatePr = False,
+    commit_message: Message = "",
+    token: Token = "",
+    replace: Replace = False,
+    allow_restricted: Restricted = False,
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
     as_json: bool = typer.Option(False, "--json", help="Print the plan or the result as JSON."),
 ) -> None:
@@ -46,6 +68,11 @@ def run(
     file = find_recipe(recipe)
     if fit and dry_run:
         raise typer.BadParameter("the ratios are not known before the fit", param_hint="--dry-run")
+    wishes = push_options(private, revision, create_pr, commit_message, token, replace, allow_restricted)
+    if not push and any(wishes.values()):
+        raise typer.BadParameter("the options of a push need it", param_hint="--push REPO")
+    if push:
+        api.check_push(file, push, **wishes)
     if fit:
         file = _fitted(file, output, device, overwrite, quiet or as_json)
     if dry_run:
@@ -55,7 +82,7 @@ def run(
         elif not quiet:
             print("\n".join(plan_lines(planned, threads)))
         return
-    importing.merges_only = True
+    importing.merges_only = not push
     with ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
         result = api.merge(
             file,
@@ -66,10 +93,15 @@ def run(
             allow_nonfinite=allow_nonfinite,
             watcher=watcher,
         )
-    if as_json:
-        print(json.dumps(result_json(result), indent=2))
-    elif not quiet:
+    if not quiet and not as_json:
         print("\n".join(result_lines(result)))
+    if push:
+        with ProgressWatcher("checking", quiet=quiet or as_json) as watcher:
+            pushed = api.push(result.output, push, watcher=watcher, **wishes)
+        if not quiet and not as_json:
+            print("\n".join(["", *pushed_lines(pushed)]))
+    if as_json:
+        print(json.dumps({**result_json(result), "pushed": asdict(pushed) if push else None}, indent=2))
 
 
 def _fitted(file: Path, output: str, device: str, overwrite: bool, quiet: bool) -> Path:

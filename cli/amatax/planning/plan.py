@@ -97,13 +97,14 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
 
-def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = False) -> Plan:
+def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = False, remote: bool = False) -> Plan:
     """Plan a merge.
 
     Args:
         recipe: what is wanted.
         output: the folder to write; wins over the recipe's output.path.
         overwrite: another model may stand in the output folder.
+        remote: of Hub models fetch headers and configs alone; otherwise download what a merge reads.
 
     Raises:
         PlanError: with every fault that headers, configs and the disk can show.
@@ -116,7 +117,7 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     if ratios is None:
         hint = "write `ratios: 0.5`, or a list of a ratio for each block"
         faults.append(Fault("merge.ratios is needed for a merge", recipe.where("merge"), hint))
-    checkpoints = _open_all(recipe, faults)
+    checkpoints = _open_all(recipe, faults, remote)
     if faults or ratios is None:
         raise PlanError(faults)
 
@@ -203,7 +204,7 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
     )
 
 
-def _open_all(recipe: Recipe, faults: list[Fault]) -> dict[str, Checkpoint]:
+def _open_all(recipe: Recipe, faults: list[Fault], remote: bool) -> dict[str, Checkpoint]:
     """The models the method reads and those whose files are copied."""
     named = recipe.models.by_role()
     wanted: list[str] = [*method_needs(recipe.merge.method), recipe.output.tokenizer, recipe.output.config]
@@ -215,7 +216,7 @@ def _open_all(recipe: Recipe, faults: list[Fault]) -> dict[str, Checkpoint]:
             )
             continue
         try:
-            checkpoints[role] = open_checkpoint(named[role])
+            checkpoints[role] = open_checkpoint(named[role], remote=remote)
         except AmataxError as error:
             faults.append(Fault(error.message, recipe.where("models", role), error.hint))
     return checkpoints
@@ -297,7 +298,7 @@ def _notes(
             notes.append(
                 f"tokenizer: {', '.join(files)} differ between sft and {role}; {recipe.output.tokenizer}'s are copied"
             )
-    code = sorted(path.name for path in checkpoints[recipe.output.config].folder.glob("*.py"))
+    code = [name for name in checkpoints[recipe.output.config].names if name.endswith(".py") and "/" not in name]
     if code:
         notes.append(f"custom code is copied and never run: {', '.join(code)}")
     copied = [t.name for t in planned.values() if t.dtype in INTEGER]

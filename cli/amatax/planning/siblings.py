@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -136,16 +137,21 @@ def config_differences(sft: Checkpoint, other: Checkpoint, besides: Collection[s
 
 def tokenizer_differences(sft: Checkpoint, other: Checkpoint) -> list[str]:
     """Tokenizer files that are in both folders and differ, or in one only."""
-
-    def content(checkpoint: Checkpoint, file: str) -> bytes | None:
-        try:
-            return inside(checkpoint.folder, file, checkpoint.root).read_bytes()
-        except (OSError, CheckpointError):  # absent, or a link that leads out, which is not followed
-            return None
-
-    names = {path.name for checkpoint in (sft, other) for path in checkpoint.folder.iterdir()}
+    names = {name for checkpoint in (sft, other) for name in checkpoint.names if "/" not in name}
     shared = sorted(name for name in names if TOKENIZER_FILES.fullmatch(name))
-    return [file for file in shared if content(sft, file) != content(other, file)]
+    return [file for file in shared if not _content(sft, file) & _content(other, file)]
+
+
+def _content(checkpoint: Checkpoint, file: str) -> set[str]:
+    """What identifies a file's content: of a repository's file what the Hub says, of one that is here everything the Hub may say."""
+    if checkpoint.remote is not None:
+        return {checkpoint.remote.get(file, "absent")}
+    try:
+        data = inside(checkpoint.folder, file, checkpoint.root).read_bytes()
+    except (OSError, CheckpointError):  # absent, or a link that leads out, which is not followed
+        return {"absent"}
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    return {blob.hexdigest(), hashlib.sha256(data).hexdigest()}
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

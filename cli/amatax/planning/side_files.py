@@ -24,8 +24,11 @@ def side_files(recipe: Recipe, checkpoints: dict[str, Checkpoint]) -> tuple[dict
     faults: list[Fault] = []
     for role, pattern in ((output.tokenizer, TOKENIZER_FILES), (output.config, MODEL_FILES)):
         checkpoint = checkpoints[role]
-        for name in _names(checkpoint):
+        for name in checkpoint.names:
             if not pattern.fullmatch(name) or name in files:
+                continue
+            if checkpoint.remote is not None:  # the Hub's files are in the repository, and no pointers
+                files[name] = checkpoint.folder / name
                 continue
             try:
                 files[name] = inside(checkpoint.folder, name, checkpoint.root)
@@ -37,10 +40,3 @@ def side_files(recipe: Recipe, checkpoints: dict[str, Checkpoint]) -> tuple[dict
             except OSError as error:
                 faults.append(Fault(f"{checkpoint.folder / name}: {error.strerror}", hint="check its permissions"))
     return dict(sorted(files.items())), faults
-
-
-def _names(checkpoint: Checkpoint) -> list[str]:
-    """Files of the folder and of its sub-folders, one level down."""
-    top = [path.name for path in checkpoint.folder.iterdir()]
-    nested = [f"{path.parent.name}/{path.name}" for path in checkpoint.folder.glob("[!.]*/*") if path.is_file()]
-    return sorted(name for name in (*top, *nested) if not (checkpoint.folder / name).is_dir())

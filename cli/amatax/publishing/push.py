@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amatax import __version__
-from amatax.checkpoints.hub_errors import hub_error
+from amatax.checkpoints.hub_errors import MAY_WRITE, hub_error
 from amatax.errors import AmataxError, HubError, OutputError
 from amatax.planning.destination import RECIPE
 from amatax.publishing.finished import finished_files
-from amatax.publishing.inputs import card_facts, input_facts
+from amatax.publishing.inputs import InputFacts, card_facts, input_facts
 from amatax.publishing.staging import staged
 from amatax.recipes.loading import load_recipe
 from amatax.recipes.schema import is_folder
@@ -99,33 +99,20 @@ def push_folder(
         OutputError: if the folder is not a finished merge as it was recorded.
         HubError: if the Hub says no, or holds something else at the end.
     """
-    from huggingface_hub import HfApi
-
-    if options.create_pr and options.revision:
-        raise OutputError(
-            "--create-pr and --revision exclude each other", "a pull request is opened against the main branch"
-        )
+    recipe = load_recipe(folder / RECIPE) if (folder / RECIPE).is_file() else None
+    target = check_push(recipe.models.by_role() if recipe is not None else {}, repo, options)
     start(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
     files, record = finished_files(folder, advance)
-    recipe = load_recipe(folder / RECIPE)
-    api = HfApi(library_name="amatax", library_version=__version__, token=options.token)
+    recipe = recipe or load_recipe(folder / RECIPE)
+    api = _api(options)
     try:
-        there, public = _repository(api, repo, options)
-        facts = input_facts(recipe.models.by_role(), api)
-        restricted = {role: fact.restricted for role, fact in facts.items() if fact.restricted}
-        if restricted and public and not options.restricted:
-            role, why = next(iter(restricted.items()))
-            raise OutputError(
-                f"{role} ({recipe.models.by_role()[role].partition('@')[0]}) is {why}, and {repo} is open to everybody",
-                "push with --private, or, if its terms allow it, with --allow-restricted",
-            )
-        stale = _stale(api, repo, files, options) if there else []
-        if not there:
+        stale = _stale(api, repo, files, options) if target.exists else []
+        if not target.exists:
             say(f"making {repo}{' (private)' if options.private else ''}")
             api.create_repo(repo, private=options.private, exist_ok=True)
         if options.revision and options.revision != "main":
             api.create_branch(repo, branch=options.revision, exist_ok=True)
-        front, sections = card_facts(facts)
+        front, sections = card_facts(target.facts)
         with staged(folder, files, record, repo, front, sections) as stage:
             sent = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
             say(f"uploading {len(sent)} files")
@@ -144,9 +131,7 @@ def push_folder(
     except Exception as error:
         raise hub_error(error, repo, options.revision or "", writing=True) from error
     notes = [
-        f"{role} is {why}: {repo} was published all the same, as you asked"
-        for role, why in restricted.items()
-        if public
+        f"{role} is {why}: {repo} was published all the same, as you asked" for role, why in target.restricted.items()
     ]
     if local := [role for role, ref in recipe.models.by_role().items() if is_folder(ref)]:
         notes.append(
@@ -156,19 +141,71 @@ def push_folder(
     return Pushed(repo, info.pr_url or info.commit_url, info.oid, sizes, notes)
 
 
-def _repository(api: HfApi, repo: str, options: PushOptions) -> tuple[bool, bool]:
-    """(it exists, everybody will see what is pushed); fails early where nothing may be written."""
-    from huggingface_hub.errors import RepositoryNotFoundError
+class Target(NamedTuple):
+    """A repository that may be written.
 
+    Attributes:
+        exists: it is there already.
+        facts: what the inputs' cards say, by role.
+        restricted: the inputs that are gated or private though everybody will see the result.
+    """
+
+    exists: bool
+    facts: dict[str, InputFacts]
+    restricted: dict[str, str]
+
+
+def check_push(models: Mapping[str, str], repo: str, options: PushOptions) -> Target:
+    """Find out before any work whether a merge of these models may be pushed there.
+
+    Args:
+        models: the recipe's, by role.
+        repo: owner/name.
+        options: see PushOptions.
+
+    Raises:
+        OutputError: if the inputs may not be published like that.
+        HubError: if nobody is logged in, or the token may not write.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    if options.create_pr and options.revision:
+        hint = "a pull request is opened against the main branch: drop one of the two"
+        raise OutputError("--create-pr and --revision exclude each other", hint)
+    api = _api(options)
     try:
-        info = api.model_info(repo)
-    except RepositoryNotFoundError:
-        if options.create_pr:
-            raise HubError(
-                f"{repo}: does not exist, or is private", "a pull request needs a repository: check the id"
-            ) from None
-        return False, not options.private
-    return True, not info.private
+        validate_repo_id(repo)
+        who = api.whoami()
+        if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise HubError(f"{repo}: the token of {who.get('name')} may only read", MAY_WRITE)
+        try:
+            info = api.model_info(repo)
+        except RepositoryNotFoundError:
+            info = None
+        facts = input_facts(models, api)
+    except AmataxError:
+        raise
+    except Exception as error:
+        raise hub_error(error, repo, "", writing=True) from error
+    if info is None and options.create_pr:
+        hint = "a pull request needs a repository: check the id"
+        raise HubError(f"{repo}: does not exist, or is private", hint)
+    public = not (options.private if info is None else info.private)
+    restricted = {role: fact.restricted for role, fact in facts.items() if fact.restricted and public}
+    if restricted and not options.restricted:
+        role, why = next(iter(restricted.items()))
+        raise OutputError(
+            f"{role} ({models[role].partition('@')[0]}) is {why}, and {repo} {'is' if info else 'would be'} open to everybody",
+            "push to a private repository (--private makes one), or, if the terms allow it, add --allow-restricted",
+        )
+    return Target(info is not None, facts, restricted)
+
+
+def _api(options: PushOptions) -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="amatax", library_version=__version__, token=options.token)
 
 
 def _stale(api: HfApi, repo: str, files: Sequence[str], options: PushOptions) -> list[str]:

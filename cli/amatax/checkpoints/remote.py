@@ -1,0 +1,135 @@
+"""A Hub repository -> Checkpoint, from its headers and configs alone: a few ranges of its files, and no weight."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amatax import __version__
+from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, WeightFile
+from amatax.checkpoints.folder import gather, read_config, read_json, weight_files
+from amatax.checkpoints.header import header_length, parse_header
+from amatax.checkpoints.hub_errors import hub_error, unreachable
+from amatax.errors import AmataxError, HubError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+SPARE = 700_000  # bytes that all first requests together may ask for
+FIRST = 1 << 16  # bytes of one first request, at most; most headers fit
+AT_ONCE = 8  # requests
+
+
+def open_remote(model: str) -> Checkpoint | None:
+    """Open `owner/name` or `owner/name@revision` by ranges.
+
+    Returns:
+        None if that cannot be: the Hub does not answer, or the weights are .bin files, which have no header.
+
+    Raises:
+        HubError: naming the repository and the next step.
+        CheckpointError: as for a folder.
+    """
+    from huggingface_hub import HfApi
+
+    repo, _, revision = model.partition("@")
+    try:
+        api = HfApi(library_name="amatax", library_version=__version__)
+        info = api.model_info(repo, revision=revision or None, files_metadata=True)
+    except Exception as error:
+        if unreachable(error):
+            return None
+        raise hub_error(error, repo, revision) from error
+    try:
+        return _open(model, repo, revision, info)
+    except AmataxError:
+        raise
+    except Exception as error:
+        raise hub_error(error, repo, revision) from error
+
+
+def _open(model: str, repo: str, revision: str, info: ModelInfo) -> Checkpoint | None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from huggingface_hub import hf_hub_download
+
+    commit = str(info.sha)
+    listing = {s.rfilename: str(s.lfs.sha256 if s.lfs else s.blob_id) for s in info.siblings or []}
+    there = {name for name in listing if "/" not in name}
+
+    def fetch(name: str, at: str | None = commit) -> Path:
+        """A small file, into huggingface_hub's cache."""
+        return Path(hf_hub_download(repo, name, revision=at, library_name="amatax", library_version=__version__))
+
+    if "config.json" not in there:
+        raise _no_config(repo, there)
+    folder = fetch("config.json", revision or None).parent  # by its name: the cache then knows the name offline too
+    if folder.name != commit:
+        raise HubError(f"{repo}: the revision {revision or 'main'!r} moved while it was read", "run it again")
+    names, weight_map, notes = weight_files(repo, there, lambda index: read_json(fetch(index)))
+    if any(name.endswith(".bin") for name in names):
+        return None
+    if lost := [name for name in names if name not in listing]:
+        raise HubError(f"{repo}: the index names {lost[0]!r}, which is not there", "is the upload complete?")
+    first = min(FIRST, max(8, SPARE // max(1, len(names))))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        headers = dict(
+            zip(names, pool.map(lambda name: _header(repo, name, commit, folder, first), names), strict=True)
+        )
+    tensors, files = gather(repo, headers, weight_map, notes)
+    root = folder.parent.parent
+    return Checkpoint(model, commit, folder, root, read_config(folder, root), tensors, files, notes, listing)
+
+
+def _header(repo: str, name: str, commit: str, folder: Path, first: int) -> tuple[list[TensorEntry], WeightFile]:
+    """One safetensors file's, as it would stand in the cache."""
+    begin, size = read_range(repo, name, commit, 0, first)
+    path = folder / name
+    length = header_length(Path(f"{repo}/{name}"), begin[:8], size)
+    raw = begin[8 : 8 + length]
+    if len(raw) < length:
+        raw += read_range(repo, name, commit, 8 + len(raw), 8 + length)[0]
+    entries = [entry._replace(path=path) for entry in parse_header(Path(f"{repo}/{name}"), raw, size)]
+    return entries, WeightFile(path, size, hashlib.sha256(raw).hexdigest(), 0, 0)
+
+
+def read_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple[bytes, int]:
+    """(bytes begin to end of a file, or to its end; the size of the file), retried as huggingface_hub retries.
+
+    Raises:
+        HubError: if the server sends something else than that range.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+    url = hf_hub_url(repo, name, revision=commit)
+    headers = build_hf_headers(library_name="amatax", library_version=__version__)
+    headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+    with http_stream_backoff("GET", url, headers=headers, follow_redirects=True) as response:
+        hf_raise_for_status(response)
+        told = response.headers.get("Content-Range", "")
+        if (
+            response.status_code != 206
+            or not told.startswith(f"bytes {begin}-")
+            or not told.rpartition("/")[2].isdigit()
+        ):
+            hint = "is HF_ENDPOINT a mirror that has no ranges? `hf download` the model, and name the folder"
+            raise HubError(f"{repo}: the server sent no part of {name}, but something else", hint)
+        size = int(told.rpartition("/")[2])
+        data = response.read()
+    if len(data) != min(end, size) - begin:
+        raise HubError(
+            f"{repo}: the server sent {len(data)} bytes of {name} instead of {min(end, size) - begin}", "run it again"
+        )
+    return data, size
+
+
+def _no_config(repo: str, there: set[str]) -> HubError:
+    if "adapter_config.json" in there:
+        hint = "merge it into its base model first (PEFT: merge_and_unload), then push that"
+        return HubError(f"{repo}: a LoRA adapter, not a whole model", hint)
+    shown = ", ".join(sorted(there)[:5])
+    return HubError(
+        f"{repo}: not a model (no config.json; it holds {shown or 'nothing'})", "check the id and the revision"
+    )

@@ -1,0 +1,156 @@
+"""Plans from the Hub's headers: everything is checked, no weight is fetched, and the plan is that of the downloaded files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import Run, run_amatax
+from tests.hub import Fault, Hub, running_hub
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def recipe(hub: Hub, siblings: Path) -> Path:
+    (siblings / "sft" / "tokenizer.json").write_text("{}" + " " * 100_000)
+    (siblings / "rlhf" / "tokenizer.json").write_text("{}")
+    hub.repos |= {"acme/sft": {"main": siblings / "sft"}, "acme/rlhf": {"main": siblings / "rlhf"}}
+    path = siblings / "hub.yaml"
+    path.write_text("models: {sft: acme/sft, rlhf: acme/rlhf}\nmerge: {ratios: [0.7, 0.4, 0.1]}\n")
+    return path
+
+
+def run(hub: Hub, *args: str | Path, cwd: Path, **env: str) -> Run:
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    done = run_amatax(*args, cwd=cwd, env={**settings, **env})
+    assert "Traceback" not in done.err
+    return done
+
+
+def cached(home: Path) -> set[str]:
+    """The names of the files in huggingface_hub's cache."""
+    return {path.name for path in (home / "hf" / "hub").glob("models--*/snapshots/*/*")}
+
+
+def test_a_plan_fetches_no_weight(hub: Hub, recipe: Path, siblings: Path) -> None:
+    far = run(hub, "merge", "hub.yaml", "out", "--dry-run", "--json", cwd=siblings)
+    assert far.code == 0, far.err
+    assert cached(siblings) == {"config.json", "model.safetensors.index.json"}
+    assert any("tokenizer.json" in note for note in far.json["notes"])
+    assert not [path for _, path in hub.requests if path.endswith("tokenizer.json")]
+    assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).code == 0
+    near = run(hub, "merge", "hub.yaml", "out", "--dry-run", "--json", cwd=siblings, HF_HUB_OFFLINE="1")
+    assert near.code == 0, near.err
+    for plan in (far.json, near.json):
+        plan.pop("state")
+    assert near.json == far.json
+
+    before = len(hub.requests)
+    assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).out.startswith("out is finished already")
+    assert not [path for _, path in hub.requests[before:] if path.endswith("tokenizer.json")]
+
+
+def test_inspect_reads_headers_alone(hub: Hub, recipe: Path, siblings: Path) -> None:
+    far = run(hub, "inspect", "acme/rlhf", "--json", cwd=siblings)
+    assert far.code == 0, far.err
+    assert not [name for name in cached(siblings) if name.endswith(".safetensors")]
+    near = run(hub, "inspect", "rlhf", "--json", cwd=siblings)
+    assert far.json["tensors"] == near.json["tensors"]
+    apart = run(hub, "inspect", "acme/sft", "acme/rlhf", "--json", cwd=siblings)
+    assert apart.code == 0, apart.err
+    assert run(hub, "inspect", "sft", "rlhf", "--json", cwd=siblings).json["difference"] == apart.json["difference"]
+
+
+def test_all_faults_before_a_download(hub: Hub, recipe: Path, siblings: Path) -> None:
+    tensors = load_file(siblings / "sft" / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("up_proj.weight"))
+    tensors[name] = torch.zeros(3, 4)
+    save_file(tensors, siblings / "sft" / "model.safetensors", {"format": "pt"})
+    recipe.write_text(recipe.read_text().replace("0.1]", "0.1, 1, 1, 1, 1]"))
+    done = run(hub, "merge", "hub.yaml", "out", cwd=siblings)
+    assert done.code == 2
+    assert "1 tensors have other shapes" in done.err
+    assert "7 ratios for a model of" in done.err
+    assert not [name for name in cached(siblings) if name.endswith(".safetensors")]
+
+
+def test_a_long_header_takes_a_second_range(hub: Hub, recipe: Path, siblings: Path) -> None:
+    config = siblings / "sft" / "config.json"
+    tensors = {f"model.layers.{i}.mlp.experts.{j}.up_proj.weight": torch.zeros(1) for i in range(4) for j in range(300)}
+    for role in ("sft", "rlhf"):
+        (siblings / role / "config.json").write_text(config.read_text())
+        for path in (siblings / role).glob("model*"):
+            path.unlink()
+        save_file(tensors, siblings / role / "model.safetensors", {"format": "pt"})
+    assert (siblings / "sft" / "model.safetensors").stat().st_size > 1 << 16
+    done = run(hub, "inspect", "acme/sft", "--json", cwd=siblings)
+    assert done.code == 0, done.err
+    assert len(done.json["tensors"]) == 1200 or done.json["tensors"] == 1200
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            Fault(r"GET .*00002-of.*safetensors", ignore_range=True, times=99),
+            "the server sent no part of model-00002-of",
+        ),
+        (Fault(r"GET .*00002-of.*safetensors", short=5, times=99), "instead of"),
+        (Fault(r"GET .*00002-of.*safetensors", cut=5, times=99), "stopped answering"),
+        (Fault(r"GET .*00002-of.*safetensors", flip=3, times=99), "model-00002-of"),
+        (Fault(r"GET .*00002-of.*safetensors", flip=100, times=99), "model-00002-of"),
+        (Fault(r"GET .*00002-of.*safetensors", status=403, times=99), "access was refused"),
+        (Fault(r"GET .*index.json", status=404, times=99), "could not be read"),
+    ],
+)
+def test_a_server_that_sends_something_else(hub: Hub, recipe: Path, siblings: Path, fault: Fault, said: str) -> None:
+    hub.faults = [fault]
+    done = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings)
+    assert done.code == 2, done.out
+    assert said in done.err, done.err
+    assert "acme/rlhf" in done.err
+    assert "hub.yaml:1 (models.rlhf)" in done.err
+    assert "->" in done.err
+
+
+def test_a_short_trouble_is_waited_for(hub: Hub, recipe: Path, siblings: Path) -> None:
+    hub.faults = [Fault(r"GET .*00002-of.*safetensors", status=503), Fault(r"GET .*00001-of.*safetensors", status=429)]
+    done = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings)
+    assert done.code == 0, done.err
+
+
+def test_bin_files_are_downloaded(hub: Hub, recipe: Path, siblings: Path) -> None:
+    """They have no header that could be read alone."""
+    torch.save(load_file(siblings / "sft" / "model.safetensors"), siblings / "sft" / "pytorch_model.bin")
+    (siblings / "sft" / "model.safetensors").unlink()
+    done = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings)
+    assert done.code == 0, done.err
+    assert "pytorch_model.bin" in cached(siblings)
+
+
+def test_a_repository_that_holds_no_model(hub: Hub, recipe: Path, siblings: Path) -> None:
+    for files, said in (
+        (["README.md"], "not a model (no config.json; it holds README.md)"),
+        (["adapter_config.json"], "a LoRA adapter"),
+        (["config.json"], "no safetensors or .bin weights"),
+        (["config.json", "model.gguf"], "model.gguf is not one amatax reads"),
+        (["config.json", "model-00001-of-00002.safetensors"], "1 of 2 shards are missing"),
+    ):
+        folder = siblings / "strange" / str(len(hub.repos))
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file).write_text(json.dumps({}))
+        hub.repos[f"acme/strange{len(hub.repos)}"] = {"main": folder}
+        done = run(hub, "inspect", list(hub.repos)[-1], cwd=siblings)
+        assert done.code == 2
+        assert said in done.err

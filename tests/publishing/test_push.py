@@ -1,0 +1,234 @@
+"""amatax push and merge --push, by the real client: what arrives, what is refused before any work, what a rerun does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import Run, run_amatax
+from tests.hub import Fault, Hub, running_hub
+
+WRITE, READ = "hf_a_token_that_may_write", "hf_a_token_that_may_read"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        hub.tokens = {WRITE: {"name": "acme", "role": "write", "orgs": []}, READ: {"name": "acme", "role": "read"}}
+        yield hub
+
+
+@pytest.fixture
+def home(siblings: Path, hub: Hub) -> Path:
+    """A folder with `out`, merged from two repositories in three shards."""
+    for role, licence in (("sft", "apache-2.0"), ("rlhf", "mit")):
+        front = {"license": licence, "language": "en", "datasets": [f"acme/{role}-data"]}
+        (siblings / role / "README.md").write_text(f"---\n{yaml.safe_dump(front)}---\n# {role}\n")
+    hub.repos |= {
+        "acme/sft": {"main": siblings / "sft"},
+        "acme/rlhf": {"v2": siblings / "rlhf", "main": siblings / "sft"},
+    }
+    recipe = "models: {sft: acme/sft, rlhf: acme/rlhf@v2}\nmerge: {ratios: [0.7, 0.4, 0.1]}\n"
+    (siblings / "hub.yaml").write_text(recipe + "output: {max_shard_size: 100KB}\n")
+    done = run(hub, "merge", "hub.yaml", "out", cwd=siblings)
+    assert done.code == 0, done.err
+    return siblings
+
+
+def run(hub: Hub, *args: str | Path, cwd: Path, **env: str) -> Run:
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE}
+    done = run_amatax(*args, cwd=cwd, env={**settings, **env})
+    for token in (WRITE, READ):
+        assert token not in done.out + done.err
+    assert "Traceback" not in done.err
+    return done
+
+
+@pytest.mark.parametrize("xet", ["0", "1"])
+def test_what_is_pushed_comes_back_the_same(hub: Hub, home: Path, xet: str) -> None:
+    done = run(hub, "push", "out", "acme/merged", "--json", cwd=home, HF_HUB_DISABLE_XET=xet)
+    assert done.code == 0, done.err
+    there = hub.folder("acme/merged", "main")
+    assert done.json["commit"] == hub.commit("acme/merged", "main")
+    names = {str(p.relative_to(home / "out")) for p in (home / "out").rglob("*") if p.is_file()}
+    arrived = {str(p.relative_to(there)) for p in there.rglob("*") if p.is_file()} - {".gitattributes"}
+    assert arrived == names | {"amatax_ratios.png"}
+    for name in names - {"README.md", "amatax_recipe.yaml", "amatax_record.json"}:
+        assert (there / name).read_bytes() == (home / "out" / name).read_bytes(), name
+    for path in there.rglob("*"):
+        if path.is_file():
+            assert str(home).encode() not in path.read_bytes(), path
+
+    code = (
+        "import sys, torch, transformers; load = transformers.AutoModelForCausalLM.from_pretrained\n"
+        "one, other = (load(p, dtype='auto').state_dict() for p in ('acme/merged', 'out'))\n"
+        "assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)\n"
+    )
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home / "other"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": xet,
+    }
+    pulled = subprocess.run(
+        [sys.executable, "-c", code], cwd=home, env={**env, "HF_TOKEN": ""}, capture_output=True, text=True
+    )
+    assert pulled.returncode == 0, pulled.stderr[-2000:]
+
+    shutil.copytree(there, home / "pulled")
+    (home / "pulled" / ".gitattributes").unlink(missing_ok=True)
+    assert run(hub, "verify", "pulled", cwd=home).code == 0
+    again = run(hub, "merge", "pulled/amatax_recipe.yaml", "again", cwd=home)
+    assert again.code == 0, again.err
+    for path in (home / "out").glob("*.safetensors"):
+        assert (home / "again" / path.name).read_bytes() == path.read_bytes()
+
+    commits = len(hub.requests)
+    repeated = run(hub, "push", "out", "acme/merged", "--json", cwd=home, HF_HUB_DISABLE_XET=xet)
+    assert repeated.code == 0, repeated.err
+    assert repeated.json["commit"] == done.json["commit"]
+    assert not [path for _, path in hub.requests[commits:] if "/commit/" in path]
+
+
+def test_the_card(hub: Hub, home: Path) -> None:
+    assert run(hub, "push", "out", "acme/merged", "--quiet", cwd=home).out == ""
+    text = (hub.folder("acme/merged", "main") / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["base_model"] == ["acme/sft", "acme/rlhf"]
+    assert front["base_model_relation"] == "merge"
+    assert front["license"] == "apache-2.0"
+    assert front["language"] == ["en"]
+    assert front["datasets"] == ["acme/sft-data", "acme/rlhf-data"]
+    assert f"at `{hub.commit('acme/rlhf', 'v2')}`" in text
+    assert "check this" in text
+    assert "amatax_ratios.png" in text
+
+
+def test_merge_and_push_in_one(hub: Hub, home: Path) -> None:
+    done = run(hub, "merge", "hub.yaml", "two", "--push", "acme/two", "--private", "--json", cwd=home)
+    assert done.code == 0, done.err
+    assert done.json["pushed"]["commit"] == hub.commit("acme/two", "main")
+    assert "acme/two" in hub.private
+    assert run(hub, "merge", "hub.yaml", "two", "--private", cwd=home).code == 2
+
+
+def test_a_branch_and_a_pull_request(hub: Hub, home: Path) -> None:
+    assert run(hub, "push", "out", "acme/merged", cwd=home).code == 0
+    before = hub.commit("acme/merged", "main")
+    (home / "hub.yaml").write_text((home / "hub.yaml").read_text().replace("0.7", "0.6"))
+    assert run(hub, "merge", "hub.yaml", "other", cwd=home).code == 0
+    done = run(
+        hub, "push", "other", "acme/merged", "--revision", "other", "--commit-message", "less at the input", cwd=home
+    )
+    assert done.code == 0, done.err
+    asked = run(hub, "push", "other", "acme/merged", "--create-pr", "--json", cwd=home)
+    assert asked.code == 0, asked.err
+    assert "discussions" in asked.json["url"]
+    assert hub.commit("acme/merged", "main") == before
+    shard = next((home / "other").glob("*.safetensors"))
+    for revision in ("other", asked.json["commit"]):
+        assert (hub.folder("acme/merged", revision) / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_files_of_another_model(hub: Hub, home: Path) -> None:
+    """Old weights beside new ones would be loaded with them."""
+    assert run(hub, "push", "out", "acme/merged", cwd=home).code == 0
+    (home / "hub.yaml").write_text((home / "hub.yaml").read_text().replace("100KB", "5GB"))
+    assert run(hub, "merge", "hub.yaml", "one", cwd=home).code == 0
+    done = run(hub, "push", "one", "acme/merged", cwd=home)
+    assert done.code == 2
+    assert "acme/merged holds files of another model (model-00001-of-" in done.err
+    assert "--replace" in done.err
+    assert run(hub, "push", "one", "acme/merged", "--replace", cwd=home).code == 0
+    left = {path.name for path in hub.folder("acme/merged", "main").iterdir() if path.suffix == ".safetensors"}
+    assert left == {"model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("rm out/tokenizer.json out/config.json", "config.json is gone"),
+        ("echo '{}' > out/config.json", "config.json: changed since the merge ended"),
+        ("touch out/secrets.txt", "secrets.txt was not there when the merge ended"),
+        ("ln -s /etc/passwd out/extra", "extra was not there when the merge ended"),
+        (
+            "mv out out.unfinished; mkdir out; mv out.unfinished/* out; rm out/amatax_record.json",
+            "not a finished merge",
+        ),
+        (
+            "for f in out/*00001*; do printf x | dd of=$f bs=1 seek=90000 conv=notrunc 2>/dev/null; done",
+            "is not what was written",
+        ),
+        ("for f in out/*00001*; do truncate -s -1 $f; done", "bytes long"),
+    ],
+)
+def test_a_folder_that_is_not_the_merge(hub: Hub, home: Path, spoil: str, said: str) -> None:
+    subprocess.run(spoil, shell=True, cwd=home, check=False)
+    done = run(hub, "push", "out", "acme/merged", cwd=home)
+    assert done.code == 2
+    assert said in done.err
+    assert "->" in done.err
+    assert "acme/merged" not in hub.repos
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "said"),
+    [
+        ("", "acme/merged", "hf auth login"),
+        ("hf_wrong", "acme/merged", "hf auth login"),
+        (READ, "acme/merged", "may only read"),
+        (WRITE, "other/merged", "may not write there"),
+        (WRITE, "acme/bad//name", "is no Hub id"),
+        (WRITE, "acme/-bad-", "is no Hub id"),
+        (WRITE, "merged!", "is no Hub id"),
+    ],
+)
+def test_refused(hub: Hub, home: Path, token: str, repo: str, said: str) -> None:
+    done = run(hub, "push", "out", repo, cwd=home, HF_TOKEN=token)
+    assert done.code == 2
+    assert said in done.err, done.err
+    assert "->" in done.err
+    merged = run(hub, "merge", "hub.yaml", "late", "--push", repo, cwd=home, HF_TOKEN=token)
+    assert merged.code == 2
+    if repo != "other/merged":  # who may write where shows when it is written
+        assert not (home / "late").exists(), "found out after the work"
+
+
+@pytest.mark.parametrize("restricted", ["gated", "private"])
+def test_restricted_inputs(hub: Hub, home: Path, restricted: str) -> None:
+    if restricted == "gated":
+        hub.gated["acme/sft"] = "auto"
+        hub.granted.add(WRITE)
+    else:
+        hub.private.add("acme/sft")
+    done = run(hub, "push", "out", "acme/merged", cwd=home)
+    assert done.code == 2
+    assert f"sft (acme/sft) is {restricted}" in done.err
+    assert "acme/merged" not in hub.repos
+    assert run(hub, "push", "out", "acme/hidden", "--private", cwd=home).code == 0
+    told = run(hub, "push", "out", "acme/merged", "--allow-restricted", cwd=home)
+    assert told.code == 0, told.err
+    assert "as you asked" in told.out
+
+
+def test_the_network_goes_away(hub: Hub, home: Path) -> None:
+    hub.faults = [Fault(r"POST .*/commit/", status=503, times=99)]
+    done = run(hub, "push", "out", "acme/merged", cwd=home)
+    assert done.code == 2
+    assert "the Hub has trouble of its own (503)" in done.err
+    hub.faults = []
+    assert run(hub, "push", "out", "acme/merged", cwd=home).code == 0
+
+
+def test_offline(hub: Hub, home: Path) -> None:
+    done = run(hub, "push", "out", "acme/merged", cwd=home, HF_HUB_OFFLINE="1")
+    assert done.code == 2
+    assert "offline mode is on" in done.err
