@@ -333,11 +333,11 @@ class Api(Wire):
 
     # --- large files, by xet -------------------------------------------------------------------------------------
 
-    def xet_token(self, repo: str, kind: str) -> None:
+    def xet_token(self, repo: str, kind: str, revision: str) -> None:
         if kind == "write":
             self.known(repo, write=True)
         else:
-            self.readable(repo, "main")
+            self.readable(repo, revision)
         url, token, end = f"{self.hub.url}/xet", f"xet-{kind}", int(time.time()) + 3600
         headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(end)}
         self.send_json({"casUrl": url, "accessToken": token, "exp": end}, headers=headers)
@@ -394,7 +394,7 @@ ROUTES = [
     ("POST", rf"{REPO}/discussions", "discuss"),
     ("GET", rf"{REPO}/discussions/(\d+)", "pull"),
     ("POST", rf"{REPO}/discussions/(\d+)/merge", "merge"),
-    ("GET", rf"{REPO}/xet-(read|write)-token/[^/]+", "xet_token"),
+    ("GET", rf"{REPO}/xet-(read|write)-token/([^/]+)", "xet_token"),
     ("GET", rf"{REPO}(?:/revision/([^/]+))?/?", "info"),
     ("GET HEAD", r"/cdn/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "cdn"),
     ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),

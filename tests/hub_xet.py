@@ -95,7 +95,8 @@ class XetStore:
 
     def reconstruction(self, file: XetFile, first: int, last: int, url: str) -> dict[str, Any]:
         """The terms that cover bytes first..last (inclusive), and where their chunks lie in their xorbs under `url`."""
-        terms, skipped, at = [], 0, 0
+        terms: list[dict[str, Any]] = []
+        skipped, at = 0, 0
         fetch: dict[str, list[dict[str, Any]]] = {}
         for term in file.terms:
             begin, at = at, at + term.size
