@@ -44,7 +44,7 @@ class Store:
         for name in ("blobs", "uploads", "snapshots"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         self.xet = XetStore(self.root / "xet")
-        self.hashes: dict[tuple[str, int, int], tuple[str, str]] = {}
+        self.hashes: dict[tuple[int, ...], tuple[str, str]] = {}
         state = self.root / "state.json"
         known = json.loads(state.read_text()) if state.exists() else {}
         self.repos = {id: {n: Path(f) for n, f in refs.items()} for id, refs in known.get("repos", {}).items()}
@@ -233,7 +233,7 @@ class Store:
     def oids(self, path: Path) -> tuple[str, str]:
         """A file's git blob id and, if it is LFS, its sha256 (else empty); kept while the file stays as it is."""
         stat = path.stat()
-        key = (str(path), stat.st_size, stat.st_mtime_ns)
+        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)  # a hard link is the same file
         if key not in self.hashes:
             sha256 = digest_of(path) if is_lfs(path.name, stat.st_size) else ""
             data = pointer(sha256, stat.st_size) if sha256 else path.read_bytes()

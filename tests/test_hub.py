@@ -341,7 +341,7 @@ def test_an_answer_that_is_lost(hub: Hub, model: Path, way: str, monkeypatch: py
         api.upload_folder(repo_id="acme/merged", folder_path=model, commit_message="weights")
         titles = ["weights", "weights", "initial commit"]
     else:
-        with pytest.raises(Exception, match="disconnected|closed"):
+        with pytest.raises(Exception, match=r"disconnected|closed"):
             api.upload_folder(repo_id="acme/merged", folder_path=model, commit_message="weights")
         titles = ["weights", "initial commit"]
     assert fault.hits == ["POST /api/models/acme/merged/commit/main"]
