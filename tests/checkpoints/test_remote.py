@@ -51,9 +51,8 @@ def test_a_plan_fetches_no_weight(hub: Hub, recipe: Path, siblings: Path) -> Non
     assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).code == 0
     near = run(hub, "merge", "hub.yaml", "out", "--dry-run", "--json", cwd=siblings, HF_HUB_OFFLINE="1")
     assert near.code == 0, near.err
-    for plan in (far.json, near.json):
-        plan.pop("state")
-    assert near.json == far.json
+    one, other = ({key: value for key, value in plan.json.items() if key != "state"} for plan in (far, near))
+    assert one == other
 
     before = len(hub.requests)
     assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).out.startswith("out is finished already")
@@ -68,7 +67,8 @@ def test_inspect_reads_headers_alone(hub: Hub, recipe: Path, siblings: Path) -> 
     assert far.json["tensors"] == near.json["tensors"]
     apart = run(hub, "inspect", "acme/sft", "acme/rlhf", "--json", cwd=siblings)
     assert apart.code == 0, apart.err
-    assert run(hub, "inspect", "sft", "rlhf", "--json", cwd=siblings).json["difference"] == apart.json["difference"]
+    here = run(hub, "inspect", "sft", "rlhf", "--json", cwd=siblings)
+    assert {**apart.json, "model": ""} == {**here.json, "model": ""}
 
 
 def test_all_faults_before_a_download(hub: Hub, recipe: Path, siblings: Path) -> None:
@@ -106,11 +106,14 @@ def test_a_long_header_takes_a_second_range(hub: Hub, recipe: Path, siblings: Pa
             "the server sent no part of model-00002-of",
         ),
         (Fault(r"GET .*00002-of.*safetensors", short=5, times=99), "instead of"),
-        (Fault(r"GET .*00002-of.*safetensors", cut=5, times=99), "stopped answering"),
+        (
+            Fault(r"GET .*00002-of.*safetensors", cut=5, times=99),
+            "sent 5 bytes of model-00002-of-00003.safetensors instead of",
+        ),
         (Fault(r"GET .*00002-of.*safetensors", flip=3, times=99), "model-00002-of"),
         (Fault(r"GET .*00002-of.*safetensors", flip=100, times=99), "model-00002-of"),
         (Fault(r"GET .*00002-of.*safetensors", status=403, times=99), "access was refused"),
-        (Fault(r"GET .*index.json", status=404, times=99), "could not be read"),
+        (Fault(r"GET .*index.json", status=404, code="EntryNotFound", times=99), "a file is not there"),
     ],
 )
 def test_a_server_that_sends_something_else(hub: Hub, recipe: Path, siblings: Path, fault: Fault, said: str) -> None:
@@ -125,6 +128,7 @@ def test_a_server_that_sends_something_else(hub: Hub, recipe: Path, siblings: Pa
 
 def test_a_short_trouble_is_waited_for(hub: Hub, recipe: Path, siblings: Path) -> None:
     hub.faults = [Fault(r"GET .*00002-of.*safetensors", status=503), Fault(r"GET .*00001-of.*safetensors", status=429)]
+    hub.faults.append(Fault(r"GET .*00003-of.*safetensors", cut=100))
     done = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings)
     assert done.code == 0, done.err
 

@@ -49,6 +49,8 @@ def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = Fal
         (errors.HFValidationError, "is no Hub id", "a Hub id is owner/name; a folder begins with ./, ../, / or ~"),
         (errors.LocalEntryNotFoundError, "is not in the local cache, and the Hub cannot be reached", f"`hf download {repo}`"),
     ]  # fmt: skip
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        cases.insert(0, (Exception, f"a file is not there: {str(error).splitlines()[-1]}", "is the upload complete?"))
     if writing and status == 401:
         cases = []
     if status in answers:

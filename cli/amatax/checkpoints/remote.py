@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amatax import __version__
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, WeightFile
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SPARE = 700_000  # bytes that all first requests together may ask for
 FIRST = 1 << 16  # bytes of one first request, at most; most headers fit
 AT_ONCE = 8  # requests
+ATTEMPTS = 3  # at a range whose connection breaks
 
 
 def open_remote(model: str) -> Checkpoint | None:
@@ -100,6 +101,16 @@ def read_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple
     Raises:
         HubError: if the server sends something else than that range.
     """
+    for _ in range(ATTEMPTS):
+        data, size = _ask_for_range(repo, name, commit, begin, end)
+        if len(data) == min(end, size) - begin:
+            return data, size
+    sent = f"the server sent {len(data):,} bytes of {name} instead of {min(end, size) - begin:,}, {ATTEMPTS} times"
+    raise HubError(f"{repo}: {sent}", "check the connection, and run the same command again")
+
+
+def _ask_for_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple[bytes, int]:
+    """One request: what came of the range, and the size of the file."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
@@ -108,21 +119,27 @@ def read_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple
     headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
     with http_stream_backoff("GET", url, headers=headers, follow_redirects=True) as response:
         hf_raise_for_status(response)
-        told = response.headers.get("Content-Range", "")
-        if (
-            response.status_code != 206
-            or not told.startswith(f"bytes {begin}-")
-            or not told.rpartition("/")[2].isdigit()
-        ):
-            hint = "is HF_ENDPOINT a mirror that has no ranges? `hf download` the model, and name the folder"
-            raise HubError(f"{repo}: the server sent no part of {name}, but something else", hint)
-        size = int(told.rpartition("/")[2])
-        data = response.read()
-    if len(data) != min(end, size) - begin:
-        raise HubError(
-            f"{repo}: the server sent {len(data)} bytes of {name} instead of {min(end, size) - begin}", "run it again"
-        )
-    return data, size
+        told, _, size = response.headers.get("Content-Range", "").partition("/")
+        ranged = response.status_code == 206 and told.startswith(f"bytes {begin}-") and size.isdigit()
+        data = _body(response, end - begin) if ranged else b""
+    if not ranged:
+        hint = "is HF_ENDPOINT a mirror that has no ranges? `hf download` the model, and name the folder"
+        raise HubError(f"{repo}: the server sent no part of {name}, but something else", hint)
+    return data, int(size)
+
+
+def _body(response: Any, most: int) -> bytes:
+    """As much of a body as comes: where it breaks off, what was there (http_stream_backoff takes no exception from inside)."""
+    data = b""
+    try:
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > most:
+                break
+    except Exception as error:
+        if not unreachable(error):
+            raise
+    return data
 
 
 def _no_config(repo: str, there: set[str]) -> HubError:
