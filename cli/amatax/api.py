@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.checkpoints.opening import open_checkpoint
+from amatax.checkpoints.remote import fetch_side_files
 from amatax.errors import CheckpointError, OutputError
 from amatax.planning.destination import RECIPE, RECORD, State
 from amatax.planning.memory import default_threads
@@ -120,6 +121,7 @@ def merge(
     threads: int | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    stream: bool = False,
     watcher: Watcher | None = None,
 ) -> MergeResult:
     """Merge checkpoints into a model folder; a rerun continues an interrupted merge.
@@ -131,6 +133,7 @@ def merge(
         threads: workers; the cores of this process by default.
         overwrite: replace another model in the output folder.
         allow_nonfinite: merge NaN and infinities as they come.
+        stream: of Hub models read the tensors over the network, and keep no copy of their weights on the disk.
 
     Raises:
         AmataxError: see amatax.errors.
@@ -151,7 +154,10 @@ def merge(
         tidy(folder)
         return MergeResult(planned, folder, already=True, notes=planned.notes)
 
-    planned = _downloaded(planned, watcher, overwrite=overwrite)
+    if stream:
+        fetch_side_files(planned.side_files.values(), planned.checkpoints.values())
+    else:
+        planned = _downloaded(planned, watcher, overwrite=overwrite)
     streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
     from amatax.writing.record import rounded_away
     from amatax.writing.workplace import Workplace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,22 +54,18 @@ def open_remote(model: str) -> Checkpoint | None:
 def _open(model: str, repo: str, revision: str, info: ModelInfo) -> Checkpoint | None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from huggingface_hub import hf_hub_download
-
     commit = str(info.sha)
     listing = {s.rfilename: str(s.lfs.sha256 if s.lfs else s.blob_id) for s in info.siblings or []}
     there = {name for name in listing if "/" not in name}
 
-    def fetch(name: str, at: str | None = commit) -> Path:
-        """A small file, into huggingface_hub's cache."""
-        return Path(hf_hub_download(repo, name, revision=at, library_name="amatax", library_version=__version__))
-
     if "config.json" not in there:
         raise _no_config(repo, there)
-    folder = fetch("config.json", revision or None).parent  # by its name: the cache then knows the name offline too
+    folder = _fetch(
+        repo, "config.json", revision or None
+    ).parent  # by its name: the cache then knows the name offline too
     if folder.name != commit:
         raise HubError(f"{repo}: the revision {revision or 'main'!r} moved while it was read", "run it again")
-    names, weight_map, notes = weight_files(repo, there, lambda index: read_json(fetch(index)))
+    names, weight_map, notes = weight_files(repo, there, lambda index: read_json(_fetch(repo, index, commit)))
     if any(name.endswith(".bin") for name in names):
         return None
     if lost := [name for name in names if name not in listing]:
@@ -81,6 +78,29 @@ def _open(model: str, repo: str, revision: str, info: ModelInfo) -> Checkpoint |
     tensors, files = gather(repo, headers, weight_map, notes)
     root = folder.parent.parent
     return Checkpoint(model, commit, folder, root, read_config(folder, root), tensors, files, notes, listing)
+
+
+def fetch_side_files(files: Iterable[Path], checkpoints: Iterable[Checkpoint]) -> None:
+    """Bring the small files of repositories opened by their headers to where they were planned.
+
+    Raises:
+        HubError: if one cannot be fetched.
+    """
+    wanted = set(files)
+    for checkpoint in checkpoints:
+        for name in checkpoint.names if checkpoint.remote is not None else ():
+            if checkpoint.folder / name in wanted:
+                _fetch(checkpoint.ref.partition("@")[0], name, str(checkpoint.commit))
+
+
+def _fetch(repo: str, name: str, revision: str | None) -> Path:
+    """A small file, into huggingface_hub's cache."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision, library_name="amatax", library_version=__version__))
+    except Exception as error:
+        raise hub_error(error, repo, revision or "") from error
 
 
 def _header(repo: str, name: str, commit: str, folder: Path, first: int) -> tuple[list[TensorEntry], WeightFile]:

@@ -44,6 +44,9 @@ def run(
     threads: int = typer.Option(0, help="Workers; 0 is one for each core.", min=0, show_default=False),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace another model in the output folder."),
     allow_nonfinite: bool = typer.Option(False, "--allow-nonfinite", help="Merge NaN and infinities as they come."),
+    stream: bool = typer.Option(
+        False, "--stream", help="Of Hub models read the tensors over the network; no copy of them on the disk."
+    ),
     push: str = typer.Option(
         "", help="Then push it to this repository on the Hub, owner/name; see `amatax push`.", show_default=False
     ),
@@ -91,6 +94,7 @@ def run(
             threads=threads or None,
             overwrite=overwrite,
             allow_nonfinite=allow_nonfinite,
+            stream=stream,
             watcher=watcher,
         )
     if not quiet and not as_json:

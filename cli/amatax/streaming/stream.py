@@ -90,6 +90,8 @@ class Streamer:
             advance=advance,
             stopped=self._stop.is_set,
         )
+        far = any(checkpoint.remote is not None for checkpoint in plan.checkpoints.values())
+        self._files: Callable[[], Files] = (lambda: _remote(plan)) if far else Files
         self._threads = max(1, min(threads, MOST_GPU_WORKERS) if device.type == "cuda" else threads)
         self._workers: list[Worker] = []
 
@@ -128,7 +130,7 @@ class Streamer:
 
         before = torch.get_num_threads()
         torch.set_num_threads(1)  # the threads are ours: torch's own only wait for each other on chunks this small
-        with Files() as files:
+        with self._files() as files:
             try:
                 while len(self._workers) < self._threads:
                     self._workers.append(self._make(files, sink))
@@ -158,6 +160,12 @@ class Streamer:
             first = next((f for f in failures if not isinstance(f, KeyboardInterrupt)), failures[0])
             raise _no_memory(first) if isinstance(first, torch.OutOfMemoryError) else first
         return results
+
+
+def _remote(plan: Plan) -> Files:
+    from amatax.streaming.remote_files import RemoteFiles, remote_files
+
+    return RemoteFiles(remote_files(plan.checkpoints))
 
 
 def _no_memory(error: torch.OutOfMemoryError) -> AmataxError:

@@ -1,0 +1,165 @@
+"""amatax merge --stream: tensors over the network into the merge, the same bytes as a local one, whatever the network does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run, run_amatax
+from tests.hub import Fault, Hub, hub_process, running_hub
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def recipe(hub: Hub, siblings: Path) -> Path:
+    """A recipe over two repositories, and `local`, what it gives."""
+    hub.repos |= {"acme/sft": {"main": siblings / "sft"}, "acme/rlhf": {"main": siblings / "rlhf"}}
+    (siblings / "sft" / "tokenizer_config.json").write_text("{}")
+    merge = "merge: {ratios: {blocks: [0.7, 0.4, 0.1], embeddings: 0, norms: 1}}\noutput: {max_shard_size: 100KB}\n"
+    (siblings / "near.yaml").write_text(f"models: {{sft: ./sft, rlhf: ./rlhf}}\n{merge}")
+    path = siblings / "hub.yaml"
+    path.write_text(f"models: {{sft: acme/sft, rlhf: acme/rlhf}}\n{merge}")
+    assert run_amatax("merge", "near.yaml", "local", cwd=siblings).code == 0
+    return path
+
+
+def run(url: str, *args: str | Path, cwd: Path, **env: str) -> Run:
+    settings = {"HF_ENDPOINT": url, "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    done = run_amatax(*args, cwd=cwd, env={**settings, **env})
+    assert "Traceback" not in done.err
+    return done
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    names = {path.name for path in one.iterdir() if path.suffix == ".safetensors"}
+    assert names == {path.name for path in other.iterdir() if path.suffix == ".safetensors"}
+    for name in [*names, "config.json", "tokenizer_config.json"]:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def no_weights_cached(home: Path) -> bool:
+    return not list((home / "hf").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("threads", ["1", "5"])
+def test_a_streamed_merge_is_the_local_one(hub: Hub, recipe: Path, siblings: Path, threads: str) -> None:
+    done = run(hub.url, "merge", "hub.yaml", "out", "--stream", "--threads", threads, cwd=siblings)
+    assert done.code == 0, done.err
+    assert_same_weights(siblings / "out", siblings / "local")
+    assert no_weights_cached(siblings)
+    again = run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings)
+    assert again.out.startswith("out is finished already")
+    verified = run(hub.url, "verify", "out", cwd=siblings)
+    assert verified.code == 0, verified.err
+
+
+def test_no_token_goes_to_the_storage(hub: Hub, recipe: Path, siblings: Path) -> None:
+    """The stand-in's storage answers 400 to a request with an Authorization."""
+    hub.tokens = {"hf_reader": {"name": "acme", "role": "read"}}
+    hub.private |= {"acme/sft", "acme/rlhf"}
+    done = run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings, HF_TOKEN="hf_reader")
+    assert done.code == 0, done.err
+    assert "hf_reader" not in done.out + done.err
+    for path in (siblings / "out").rglob("*"):
+        assert not path.is_file() or b"hf_reader" not in path.read_bytes()
+
+
+WEIGHTS = r"GET /cdn/.*safetensors"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(WEIGHTS, skip=6, cut=1000, times=3),
+        Fault(WEIGHTS, skip=6, cut=1000, reset=True, times=3),
+        Fault(WEIGHTS, skip=6, cut=0, times=2),
+        Fault(WEIGHTS, skip=6, short=777, times=3),
+        Fault(WEIGHTS, skip=6, status=503, times=1),
+        Fault(WEIGHTS, skip=6, status=429, retry_after=0, times=1),
+        Fault(WEIGHTS, skip=6, status=403, times=1),  # a link whose time is over: the Hub is asked for another
+    ],
+)
+def test_a_network_that_stumbles(hub: Hub, recipe: Path, siblings: Path, fault: Fault) -> None:
+    hub.faults = [fault]
+    done = run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings)
+    assert done.code == 0, done.err
+    assert fault.hits
+    assert_same_weights(siblings / "out", siblings / "local")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(WEIGHTS, skip=6, cut=0, times=999), "the Hub stopped sending model"),
+        (Fault(WEIGHTS, skip=6, ignore_range=True, times=999), "the server sent no part of model"),
+        (Fault(r"GET .*/model.*safetensors", skip=8, status=403, times=999), "access was refused"),
+    ],
+)
+def test_a_network_that_is_gone(hub: Hub, recipe: Path, siblings: Path, fault: Fault, said: str) -> None:
+    hub.faults = [fault]
+    done = run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings)
+    assert done.code == 2, done.out
+    assert said in done.err, done.err
+    assert "->" in done.err
+    assert not (siblings / "out").exists()
+    hub.faults = []
+    assert run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings).code == 0
+    assert_same_weights(siblings / "out", siblings / "local")
+
+
+def test_a_killed_streamed_merge_continues(recipe: Path, siblings: Path, hub: Hub) -> None:
+    hub.faults = [Fault(WEIGHTS, skip=30, stall=0.5, times=999)]
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(siblings / "hf"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "amatax", "merge", "hub.yaml", "out", "--stream", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=siblings, env=env, stderr=subprocess.DEVNULL)
+    journal = siblings / "out.unfinished" / ".amatax" / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and len(journal.read_text().splitlines()) > 1):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() != 0
+    hub.faults = []
+    done = run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings)
+    assert done.code == 0, done.err
+    assert re.search(r"continuing: [1-9]", done.err)
+    assert_same_weights(siblings / "out", siblings / "local")
+
+
+def test_a_hub_that_is_killed_and_comes_back(recipe: Path, siblings: Path, tmp_path: Path) -> None:
+    with hub_process(tmp_path / "state") as server:
+        for role in ("sft", "rlhf"):
+            code = (
+                "import sys, huggingface_hub as h; api = h.HfApi(token='x')\n"
+                f"api.create_repo('acme/{role}'); api.upload_folder(repo_id='acme/{role}', folder_path='{role}')"
+            )
+            env = {
+                **os.environ,
+                "HF_ENDPOINT": server.url,
+                "HF_HOME": str(siblings / "hf"),
+                "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1",
+            }
+            subprocess.run([sys.executable, "-c", code], cwd=siblings, env=env, check=True, capture_output=True)
+        server.kill()
+        server.faults = [Fault(WEIGHTS, skip=10, stall=1.0, times=999)]
+        server.start()
+        command = [sys.executable, "-m", "amatax", "merge", "hub.yaml", "out", "--stream", "--threads", "1"]
+        process = subprocess.Popen(command, cwd=siblings, env=env, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (siblings / "out.unfinished").exists():
+            time.sleep(0.02)
+        server.kill()
+        server.faults = []
+        server.start()
+        assert process.wait(120) == 0
+    assert_same_weights(siblings / "out", siblings / "local")
