@@ -205,6 +205,11 @@ class Api(Access):
         self.hub.branch(repo, name, start)
         self.send_json({})
 
+    def delete_branch(self, repo: str, name: str) -> None:
+        self.known(repo, name, write=True)
+        self.hub.delete_branch(repo, name)
+        self.send_json({})
+
     def discuss(self, repo: str) -> None:
         self.known(repo, "main", write=True)
         body = self.receive_json()
@@ -342,6 +347,7 @@ ROUTES = [
     ("POST", rf"{REPO}/preupload/([^/]+)", "preupload"),
     ("POST", rf"{REPO}/commit/([^/]+)", "commit"),
     ("POST", rf"{REPO}/branch/([^/]+)", "branch"),
+    ("DELETE", rf"{REPO}/branch/([^/]+)", "delete_branch"),
     ("POST", rf"{REPO}/discussions", "discuss"),
     ("GET", rf"{REPO}/discussions/(\d+)", "pull"),
     ("POST", rf"{REPO}/discussions/(\d+)/merge", "merge"),

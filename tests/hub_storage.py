@@ -105,6 +105,14 @@ class Store:
             self.repos[repo][name] = self.folder(repo, revision)
             self.save()
 
+    def delete_branch(self, repo: str, name: str) -> None:
+        """Its commits stay readable."""
+        with self.lock:
+            if name == "main":
+                raise Refused(403, message="the main branch cannot be deleted")
+            del self.repos[repo][name]
+            self.save()
+
     def open_pull(self, repo: str, title: str, description: str, author: str) -> int:
         """A pull request that begins where main is; its number."""
         with self.lock:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amatax.fitting.distilling import DistillResult
     from amatax.fitting.job import FitResult
     from amatax.publishing.push import Pushed
+    from amatax.publishing.shipping import Shipping
     from amatax.streaming.differences import Difference
     from amatax.streaming.stream import Streamer
     from amatax.writing.verification import Verdict
@@ -74,6 +75,7 @@ class MergeResult:
         seconds: wall time of the merge, without imports.
         rounded_away: the part of the change from SFT that the output dtype rounded away (of a sample; None if nothing changed).
         notes: the plan's, and what was seen in the tensors.
+        pushed: what is on the Hub, if it was pushed.
     """
 
     plan: Plan
@@ -83,6 +85,7 @@ class MergeResult:
     seconds: float = 0.0
     rounded_away: float | None = None
     notes: list[str] = field(default_factory=list)
+    pushed: Pushed | None = None
 
 
 @dataclass
@@ -122,6 +125,8 @@ def merge(
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     stream: bool = False,
+    push_to: str | None = None,
+    push_options: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
 ) -> MergeResult:
     """Merge checkpoints into a model folder; a rerun continues an interrupted merge.
@@ -134,12 +139,23 @@ def merge(
         overwrite: replace another model in the output folder.
         allow_nonfinite: merge NaN and infinities as they come.
         stream: of Hub models read the tensors over the network, and keep no copy of their weights on the disk.
+        push_to: a repository on the Hub (owner/name) to push to. With `stream` each shard goes there as soon as it is finished,
+            and nothing is left in the output folder.
+        push_options: as of `push`.
 
     Raises:
         AmataxError: see amatax.errors.
     """
     watcher = watcher or Watcher()
-    planned = plan(recipe, output, overwrite=overwrite)
+    wanted = _recipe(recipe)
+    if push_to:
+        check_push(wanted, push_to, **(push_options or {}))
+    carried = bool(push_to) and stream
+    if carried and output is None and wanted.output.path is None:
+        output = str(push_to).rpartition("/")[2]  # where it works
+    planned = make_plan(
+        wanted, Path(output) if output is not None else None, overwrite=overwrite, remote=True, carried=carried
+    )
     folder = planned.output
     if folder is None:
         hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
@@ -152,7 +168,9 @@ def merge(
             watcher.say("input files are newer than the output: comparing their checksums")
             _same_inputs(planned, folder, _streamer(planned, device, threads, allow_nonfinite, watcher)(), watcher)
         tidy(folder)
-        return MergeResult(planned, folder, already=True, notes=planned.notes)
+        result = MergeResult(planned, folder, already=True, notes=planned.notes)
+        result.pushed = _pushed(folder, push_to, push_options, watcher)
+        return result
 
     if stream:
         fetch_side_files(planned.side_files.values(), planned.checkpoints.values())
@@ -163,6 +181,7 @@ def merge(
     from amatax.writing.workplace import Workplace
     from amatax.writing.writer import write_model
 
+    shipping = _shipping(planned, push_to, push_options, watcher) if push_to and carried else None
     started = time.perf_counter()
     kept = 0
 
@@ -183,13 +202,14 @@ def merge(
         overwrite=overwrite,
         resumed=resumed,
         wait=watcher.wait,
+        carrier=shipping,
     )
     notes = list(planned.notes)
     if differing := [name for entry in entries for name in entry["differs"]]:
         notes.append(
             f"{len(differing)} integer tensors differ between the models; sft's are kept, first {differing[0]!r}"
         )
-    return MergeResult(
+    result = MergeResult(
         planned,
         folder,
         shards_kept=kept,
@@ -197,6 +217,25 @@ def merge(
         rounded_away=rounded_away(entries),
         notes=notes,
     )
+    if shipping is not None:
+        shipping.clear()
+        result.pushed = shipping.pushed
+    else:
+        result.pushed = _pushed(folder, push_to, push_options, watcher)
+    return result
+
+
+def _pushed(folder: Path, repo: str | None, options: Mapping[str, Any] | None, watcher: Watcher) -> Pushed | None:
+    return push(folder, repo, watcher=watcher, **(options or {})) if repo else None
+
+
+def _shipping(planned: Plan, repo: str, options: Mapping[str, Any] | None, watcher: Watcher) -> Shipping:
+    from amatax.publishing.push import PushOptions, check_push
+    from amatax.publishing.shipping import Shipping
+
+    wishes = PushOptions(**(options or {}))
+    target = check_push(planned.recipe.models.by_role(), repo, wishes)
+    return Shipping(planned, repo, target, wishes, watcher.say)
 
 
 def inspect(model: str | PathLike[str]) -> Inspection:

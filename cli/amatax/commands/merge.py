@@ -74,8 +74,8 @@ def run(
     wishes = push_options(private, revision, create_pr, commit_message, token, replace, allow_restricted)
     if not push and any(wishes.values()):
         raise typer.BadParameter("the options of a push need it", param_hint="--push REPO")
-    if push:
-        api.check_push(file, push, **wishes)
+    if push and fit:
+        api.check_push(file, push, **wishes)  # before the fit
     if fit:
         file = _fitted(file, output, device, overwrite, quiet or as_json)
     if dry_run:
@@ -95,17 +95,14 @@ def run(
             overwrite=overwrite,
             allow_nonfinite=allow_nonfinite,
             stream=stream,
+            push_to=push or None,
+            push_options=wishes,
             watcher=watcher,
         )
-    if not quiet and not as_json:
-        print("\n".join(result_lines(result)))
-    if push:
-        with ProgressWatcher("checking", quiet=quiet or as_json) as watcher:
-            pushed = api.push(result.output, push, watcher=watcher, **wishes)
-        if not quiet and not as_json:
-            print("\n".join(["", *pushed_lines(pushed)]))
     if as_json:
-        print(json.dumps({**result_json(result), "pushed": asdict(pushed) if push else None}, indent=2))
+        print(json.dumps(result_json(result), indent=2))
+    elif not quiet:
+        print("\n".join(result_lines(result)))
 
 
 def _fitted(file: Path, output: str, device: str, overwrite: bool, quiet: bool) -> Path:
@@ -230,8 +227,11 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 def result_lines(result: MergeResult) -> list[str]:
     """The result for people."""
     plan, folder = result.plan, result.output
+    pushed = [] if result.pushed is None else pushed_lines(result.pushed)
     if result.already:
-        return [f"{folder} is finished already: the same merge, nothing was written"]
+        return [f"{folder} is finished already: the same merge, nothing was written", *pushed]
+    if not folder.exists():  # taken to the Hub shard by shard
+        return [*(f"  {line}" for line in block_lines(plan)), *(f"note: {note}" for note in result.notes), *pushed]
     lines = [f"merged into {folder} ({human_bytes(plan.writes)}, {len(plan.shards)} shard(s), {result.seconds:.1f} s)"]
     lines += [f"  {line}" for line in block_lines(plan)]
     if result.rounded_away is not None:
@@ -241,7 +241,7 @@ def result_lines(result: MergeResult) -> list[str]:
     lines += [f"note: {note}" for note in result.notes]
     loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
     lines += [f'load:   transformers.{loaded_by}.from_pretrained("{folder}")', f"check:  amatax verify {folder} --load"]
-    return lines
+    return [*lines, *pushed]
 
 
 def result_json(result: MergeResult) -> dict[str, Any]:
@@ -256,4 +256,5 @@ def result_json(result: MergeResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "rounded_away": result.rounded_away,
         "notes": result.notes,
+        "pushed": asdict(result.pushed) if result.pushed is not None else None,
     }

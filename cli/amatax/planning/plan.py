@@ -97,7 +97,14 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
 
-def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = False, remote: bool = False) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    remote: bool = False,
+    carried: bool = False,
+) -> Plan:
     """Plan a merge.
 
     Args:
@@ -105,6 +112,7 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
         output: the folder to write; wins over the recipe's output.path.
         overwrite: another model may stand in the output folder.
         remote: of Hub models fetch headers and configs alone; otherwise download what a merge reads.
+        carried: a finished shard is taken elsewhere before the next one is begun.
 
     Raises:
         PlanError: with every fault that headers, configs and the disk can show.
@@ -181,6 +189,8 @@ def make_plan(recipe: Recipe, output: Path | None = None, *, overwrite: bool = F
         sizes = {shard.file: shard.nbytes for shard in shards}
         try:
             found = state(output, identity, sizes)
+            if carried:
+                sizes = dict([max(sizes.items(), key=lambda item: item[1])])  # on the disk at a time
             faults = list(destination_faults(output, sorted(folders), sizes, found, overwrite))
         except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, a loop of links
             faults = [Fault(f"{output} cannot be written: {error}", hint="choose another output folder")]

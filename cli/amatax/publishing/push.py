@@ -14,7 +14,7 @@ from amatax.errors import AmataxError, HubError, OutputError
 from amatax.planning.destination import RECIPE
 from amatax.publishing.finished import finished_files
 from amatax.publishing.inputs import InputFacts, card_facts, input_facts
-from amatax.publishing.staging import staged
+from amatax.publishing.staging import merged_blocks, staged
 from amatax.recipes.loading import load_recipe
 from amatax.recipes.schema import is_folder
 
@@ -104,16 +104,16 @@ def push_folder(
     start(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
     files, record = finished_files(folder, advance)
     recipe = recipe or load_recipe(folder / RECIPE)
-    api = _api(options)
+    api = hub_api(options)
     try:
-        stale = _stale(api, repo, files, options) if target.exists else []
+        stale = stale_files(api, repo, files, options) if target.exists else []
         if not target.exists:
             say(f"making {repo}{' (private)' if options.private else ''}")
             api.create_repo(repo, private=options.private, exist_ok=True)
         if options.revision and options.revision != "main":
             api.create_branch(repo, branch=options.revision, exist_ok=True)
         front, sections = card_facts(target.facts)
-        with staged(folder, files, record, repo, front, sections) as stage:
+        with staged(folder, files, record, repo, *merged_blocks(folder, recipe), front, sections) as stage:
             sent = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
             say(f"uploading {len(sent)} files")
             info = api.upload_folder(
@@ -125,20 +125,26 @@ def push_folder(
                 delete_patterns=stale or None,
             )
             say("comparing what arrived")
-            sizes = _arrived(api, repo, info.oid, stage, sent)
+            sizes = arrived(api, repo, info.oid, stage, sent)
     except AmataxError:
         raise
     except Exception as error:
         raise hub_error(error, repo, options.revision or "", writing=True) from error
+    notes = push_notes(repo, target, recipe.models.by_role(), sections)
+    return Pushed(repo, info.pr_url or info.commit_url, info.oid, sizes, notes)
+
+
+def push_notes(repo: str, target: Target, models: Mapping[str, str], sections: Sequence[str]) -> list[str]:
+    """What a careful user wants to know of a push."""
     notes = [
         f"{role} is {why}: {repo} was published all the same, as you asked" for role, why in target.restricted.items()
     ]
-    if local := [role for role, ref in recipe.models.by_role().items() if is_folder(ref)]:
+    if local := [role for role, ref in models.items() if is_folder(ref)]:
+        which = " and ".join(local)
         notes.append(
-            f"{' and '.join(local)} came from local folders: the card cannot name them, and only who has them can merge again"
+            f"{which} came from local folders: the card cannot name them, and only who has them can merge again"
         )
-    notes += [section.replace("**", "") for section in sections]
-    return Pushed(repo, info.pr_url or info.commit_url, info.oid, sizes, notes)
+    return notes + [section.replace("**", "") for section in sections]
 
 
 class Target(NamedTuple):
@@ -173,7 +179,7 @@ def check_push(models: Mapping[str, str], repo: str, options: PushOptions) -> Ta
     if options.create_pr and options.revision:
         hint = "a pull request is opened against the main branch: drop one of the two"
         raise OutputError("--create-pr and --revision exclude each other", hint)
-    api = _api(options)
+    api = hub_api(options)
     try:
         validate_repo_id(repo)
         who = api.whoami()
@@ -202,13 +208,13 @@ def check_push(models: Mapping[str, str], repo: str, options: PushOptions) -> Ta
     return Target(info is not None, facts, restricted)
 
 
-def _api(options: PushOptions) -> HfApi:
+def hub_api(options: PushOptions) -> HfApi:
     from huggingface_hub import HfApi
 
     return HfApi(library_name="amatax", library_version=__version__, token=options.token)
 
 
-def _stale(api: HfApi, repo: str, files: Sequence[str], options: PushOptions) -> list[str]:
+def stale_files(api: HfApi, repo: str, files: Sequence[str], options: PushOptions) -> list[str]:
     """Files of the repository that the model does not have: weights among them would be loaded with it.
 
     Raises:
@@ -230,8 +236,21 @@ def _stale(api: HfApi, repo: str, files: Sequence[str], options: PushOptions) ->
     )
 
 
-def _arrived(api: HfApi, repo: str, commit: str, stage: Path, sent: Sequence[str]) -> dict[str, int]:
+def arrived(
+    api: HfApi,
+    repo: str,
+    commit: str,
+    stage: Path,
+    sent: Sequence[str],
+    before: Mapping[str, tuple[int, str]] | None = None,
+) -> dict[str, int]:
     """Bytes of every file on the Hub.
+
+    Args:
+        commit: where they are looked for.
+        stage: the folder that they were sent from.
+        sent: their names.
+        before: size and sha256 of files that were sent earlier and are not in the folder any more.
 
     Raises:
         HubError: if one is missing there, or is another.
@@ -244,12 +263,16 @@ def _arrived(api: HfApi, repo: str, commit: str, stage: Path, sent: Sequence[str
         if isinstance(item, RepoFile)
     }
     sizes: dict[str, int] = {}
-    for name in sent:
+    known = dict(before or {})
+    for name in [*known, *sent]:
         item = there.get(name)
         if item is None:
             raise HubError(f"{repo}: {name} did not arrive", UPLOAD)
-        size = (stage / name).stat().st_size
-        digest = _sha256(stage / name) if item.lfs is not None else _git_blob(stage / name)
+        if name in known:
+            size, digest = known[name]
+        else:
+            size = (stage / name).stat().st_size
+            digest = _sha256(stage / name) if item.lfs is not None else _git_blob(stage / name)
         if item.size != size or digest != (item.lfs.sha256 if item.lfs is not None else item.blob_id):
             raise HubError(f"{repo}: {name} arrived as another file than was sent", UPLOAD)
         sizes[name] = size

@@ -29,6 +29,8 @@ def staged(
     files: Sequence[str],
     record: Mapping[str, Any],
     repo: str,
+    blocks: Sequence[PlannedBlock],
+    loaded_by: str,
     front: Mapping[str, object],
     sections: Sequence[str],
 ) -> Iterator[Path]:
@@ -39,6 +41,8 @@ def staged(
         files: of it, all that is published.
         record: the merge's.
         repo: the Hub id.
+        blocks: with their layers.
+        loaded_by: the class in transformers that loads the model.
         front, sections: what the card says beside the recipe (see `card`).
     """
     recipe = load_recipe(folder / RECIPE)
@@ -49,12 +53,11 @@ def staged(
             if file not in (CARD, RECIPE, RECORD):
                 (stage / file).parent.mkdir(parents=True, exist_ok=True)
                 (stage / file).symlink_to((folder / file).resolve())
-        blocks, loaded_by = _blocks(folder, recipe)
         with suppress(MissingExtraError):  # the card's table has bars
             draw_ratios(blocks, stage / PICTURE)
         picture = [f"![share of the RLHF model by layer]({PICTURE})"] if (stage / PICTURE).exists() else []
         ratios = recipe.merge.resolved_ratios()
-        assert ratios is not None  # _blocks has read them
+        assert ratios is not None  # a merge has them
         text = card(public, ratios, blocks, loaded_by, name=repo, front=front, sections=[*picture, *sections])
         (stage / CARD).write_text(text, encoding="utf-8")
         (stage / RECIPE).write_text(_recipe_text(public, recipe), encoding="utf-8")
@@ -93,7 +96,7 @@ def _recipe_text(public: Recipe, recipe: Recipe) -> str:
     return "\n".join([*lines, dump_recipe(public)])
 
 
-def _blocks(folder: Path, recipe: Recipe) -> tuple[list[PlannedBlock], str]:
+def merged_blocks(folder: Path, recipe: Recipe) -> tuple[list[PlannedBlock], str]:
     """The blocks with their layers, and the class that loads the model; from the merged model itself: the inputs may be gone."""
     merged = open_folder(folder, str(folder))
     ratios = recipe.merge.resolved_ratios()

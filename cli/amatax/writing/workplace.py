@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from amatax import __version__
 from amatax.errors import OutputError
@@ -21,6 +21,19 @@ from amatax.writing.shards import is_whole
 LOCK = "lock"
 REPLACED = "replaced"  # in WORK: what stood at the output until the new folder is there
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
+
+
+class Carrier(Protocol):
+    """Takes finished shards elsewhere, so that the disk need not hold them all."""
+
+    def has(self, entry: dict[str, Any]) -> bool:
+        """Whether a shard has arrived, by its journal entry."""
+
+    def take(self, shard: Path) -> str:
+        """Take a shard; what it returns stands as `carried` in the entry."""
+
+    def finish(self, folder: Path) -> None:
+        """Every shard was taken, and `folder` holds everything else."""
 
 
 class Workplace:
@@ -47,8 +60,12 @@ class Workplace:
         self.discarded = ""
         self.begun = False
 
-    def begin(self, *, overwrite: bool) -> None:
+    def begin(self, *, overwrite: bool, carrier: Carrier | None = None) -> None:
         """Read the journal; keep what belongs to this very merge, of the same input files, and start over otherwise.
+
+        Args:
+            overwrite: begin anew where another merge left unfinished work.
+            carrier: where finished shards were taken to, if they were.
 
         Raises:
             OutputError: if unfinished work of another merge stands here and `overwrite` is not set.
@@ -68,7 +85,8 @@ class Workplace:
                 if isinstance(entry.get("file"), str)
                 and entry["file"] in shards
                 and isinstance(entry.get("tensors"), dict)
-                if is_whole(self.folder / entry["file"], shards[entry["file"]], entry["tensors"])
+                if (carrier is not None and "carried" in entry and carrier.has(entry))
+                or is_whole(self.folder / entry["file"], shards[entry["file"]], entry["tensors"])
             }
         elif entries:
             if head.get("identity") != self._head["identity"] and not overwrite:
@@ -91,6 +109,15 @@ class Workplace:
         partial.rename(self.folder / entry["file"])
         self._append(entry)
         self.done[entry["file"]] = entry
+
+    def carry(self, carrier: Carrier) -> None:
+        """Have every finished shard that is still here taken away."""
+        for name, entry in self.done.items():
+            shard = self.folder / name
+            if "carried" not in entry or shard.exists():
+                self.done[name] = {**entry, "carried": carrier.take(shard)}
+                self._append(self.done[name])
+                shard.unlink()
 
     def make_whole(self, output: Path, *, overwrite: bool) -> None:
         """Rename the folder to the output's name; what stood there before goes only then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from amatax.writing.card import card
 from amatax.writing.record import shard_entry, write_record
 from amatax.writing.shards import write_shard
 from amatax.writing.side_files import write_side_files
-from amatax.writing.workplace import Workplace, workplace
+from amatax.writing.workplace import Carrier, Workplace, workplace
 
 
 def write_model(
@@ -24,6 +25,7 @@ def write_model(
     overwrite: bool = False,
     resumed: Callable[[Workplace], None] = lambda work: None,
     wait: Callable[[], None] = lambda: None,
+    carrier: Carrier | None = None,
 ) -> list[dict[str, Any]]:
     """Merge into `<output>.unfinished`, then rename it.
 
@@ -34,6 +36,7 @@ def write_model(
         overwrite: replace what stands at `output`, and unfinished work of another merge.
         resumed: told what an earlier run left, before the work begins.
         wait: called now and then while the workers are at it.
+        carrier: takes each shard as soon as it is finished, and everything else at the end; nothing is left at `output` then.
 
     Returns:
         A journal entry for each shard, in order.
@@ -44,8 +47,10 @@ def write_model(
     output = output.resolve()
     try:
         with workplace(plan, output) as work:
-            work.begin(overwrite=overwrite)
+            work.begin(overwrite=overwrite, carrier=carrier)
             resumed(work)
+            if carrier is not None:
+                work.carry(carrier)
             workers = None
             for shard in plan.shards:
                 if shard.file in work.done:
@@ -54,13 +59,19 @@ def write_model(
                 partial = work.folder / f"{shard.file}.partial"
                 results = write_shard(partial, shard, plan, workers, wait)
                 work.finish_shard(partial, shard_entry(shard.file, shard.nbytes, plan, results))
+                if carrier is not None:
+                    work.carry(carrier)
             entries = [work.done[shard.file] for shard in plan.shards]
             write_side_files(plan, work.folder)
             loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
             text = card(plan.recipe, plan.ratios, plan.blocks, loaded_by)
             (work.folder / "README.md").write_text(text, encoding="utf-8")
             write_record(work.folder, plan, entries)
-            work.make_whole(output, overwrite=overwrite)
+            if carrier is not None:
+                carrier.finish(work.folder)
+                shutil.rmtree(work.folder)
+            else:
+                work.make_whole(output, overwrite=overwrite)
             return entries
     except OSError as error:
         where = error.filename or output
