@@ -49,7 +49,13 @@ def main() -> None:
     with running_hub() as hub:
         hub.tokens = {"hf_bench": {"name": "acme", "role": "write"}}
         hub.repos |= {f"acme/{role}": {"main": work / "M" / role} for role in ("sft", "rlhf")}
-        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_bench",
+        }
         env |= {"HF_HUB_DISABLE_XET": "0" if args.xet else "1", "PYTHONPATH": str(ROOT / "cli")}
         for i in range(args.rounds):
             for way, options in WAYS.items():
