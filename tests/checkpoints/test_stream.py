@@ -88,7 +88,7 @@ WEIGHTS = r"GET /cdn/.*safetensors"
         Fault(WEIGHTS, skip=6, short=777, times=3),
         Fault(WEIGHTS, skip=6, status=503, times=1),
         Fault(WEIGHTS, skip=6, status=429, retry_after=0, times=1),
-        Fault(WEIGHTS, skip=6, status=403, times=1),  # a link whose time is over: the Hub is asked for another
+        Fault(WEIGHTS, skip=20, status=403, times=1),  # a link whose time is over: the Hub is asked for another
     ],
 )
 def test_a_network_that_stumbles(hub: Hub, recipe: Path, siblings: Path, fault: Fault) -> None:
