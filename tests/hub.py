@@ -41,6 +41,7 @@ class Hub(Store):
         gated: id -> "auto" or "manual" for repositories whose files only the tokens in `granted` get.
         faults: what goes wrong, in order.
         part: LFS uploads above this size come in parts of it (0: never).
+        sent: bytes of files that were sent.
         url: where it listens.
         cdn: the same server by the name that large files have.
     """
@@ -56,6 +57,7 @@ class Hub(Store):
         self.granted: set[str] = set()
         self.faults: list[Fault] = []
         self.part = 0
+        self.sent = 0
         self.url = ""
         self.cdn = ""
 

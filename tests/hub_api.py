@@ -75,7 +75,7 @@ class Api(Access):
                 "lastModified": date,
             }
         )
-        self.hub.repos[repo].update(self.hub.moves.pop(repo, {}))
+        self.hub.move(repo, self.hub.moves.pop(repo, {}))
 
     def tree(self, repo: str, revision: str, below: str | None) -> None:
         self.known(repo, revision)
@@ -86,7 +86,7 @@ class Api(Access):
         recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
         paths = sorted(place.rglob("*") if recursive else place.iterdir())
         self.send_json([self.hub.entry(folder, str(path.relative_to(folder))) for path in paths])
-        self.hub.repos[repo].update(self.hub.moves.pop(repo, {}))
+        self.hub.move(repo, self.hub.moves.pop(repo, {}))
 
     def paths_info(self, repo: str, revision: str) -> None:
         self.known(repo, revision)

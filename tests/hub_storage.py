@@ -87,6 +87,13 @@ class Store:
                 return folder
         return self.history[repo][revision]
 
+    def move(self, repo: str, revisions: dict[str, Path]) -> None:
+        """Let revisions stand for other folders; what they were stays readable by its commit."""
+        for name, folder in revisions.items():
+            if name in self.repos[repo]:
+                self.history.setdefault(repo, {})[self.head(repo, name)] = self.repos[repo][name]
+            self.repos[repo][name] = folder
+
     def create(self, repo: str, private: bool) -> None:
         """A new repository, with the one file that the Hub puts there."""
         with self.lock:

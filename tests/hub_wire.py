@@ -194,7 +194,7 @@ class Wire(BaseHTTPRequestHandler):
             self.connection.sendall(body[start:end])
         elif end > start:
             with body.open("rb") as file:
-                self.connection.sendfile(file, start, end - start)
+                self.hub.sent += self.connection.sendfile(file, start, end - start)
 
     def break_off(self) -> None:
         """End the connection."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.checkpoints.opening import open_checkpoint
-from amatax.checkpoints.remote import fetch_side_files
+from amatax.checkpoints.remote import fetch_side_files, remember_name
 from amatax.errors import CheckpointError, OutputError
 from amatax.planning.destination import RECIPE, RECORD, State
 from amatax.planning.memory import default_threads
@@ -442,7 +442,10 @@ def _downloaded(planned: Plan, watcher: Watcher, *, overwrite: bool = False) -> 
     watcher.say(
         f"fetching {' and '.join(c.pinned for c in far.values())}, {size / 1e9:.2f} GB where not in the cache yet"
     )
-    return make_plan(planned.recipe, planned.output, overwrite=overwrite)
+    near = make_plan(planned.recipe, planned.output, overwrite=overwrite)
+    for checkpoint in far.values():
+        remember_name(checkpoint)
+    return near
 
 
 def _touched_since(planned: Plan, record: Path) -> bool:

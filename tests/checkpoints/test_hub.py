@@ -102,12 +102,16 @@ def test_a_missing_revision(hub: Hub, recipe: Path, siblings: Path) -> None:
     assert "acme/rlhf: has no revision 'v3'" in done.err
 
 
-def test_a_branch_that_moves_while_it_is_read(hub: Hub, recipe: Path, siblings: Path) -> None:
+def test_a_branch_that_moves_after_the_plan(hub: Hub, recipe: Path, siblings: Path) -> None:
+    """What was planned is merged; the next run sees that the branch has moved."""
+    planned = hub.commit("acme/sft", "main")
     hub.moves["acme/sft"] = {"main": siblings / "rlhf"}
     done = run(hub, "merge", "hub.yaml", "out", cwd=siblings)
-    assert done.code == 2
-    assert "acme/sft: the revision 'main' moved while it was read" in done.err
-    assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).code == 0
+    assert done.code == 0, done.err
+    assert f"acme/sft@{planned}" in (siblings / "out" / "amatax_recipe.yaml").read_text()
+    again = run(hub, "merge", "hub.yaml", "out", cwd=siblings)
+    assert again.code == 2
+    assert "holds another model, or another merge" in again.err
 
 
 def test_offline_and_not_cached(hub: Hub, recipe: Path, siblings: Path) -> None:

@@ -46,6 +46,7 @@ def test_a_plan_fetches_no_weight(hub: Hub, recipe: Path, siblings: Path) -> Non
     far = run(hub, "merge", "hub.yaml", "out", "--dry-run", "--json", cwd=siblings)
     assert far.code == 0, far.err
     assert cached(siblings) == {"config.json", "model.safetensors.index.json"}
+    assert 0 < hub.sent < 300_000, "of 4 files, each with one range of 64 kB at most"
     assert any("tokenizer.json" in note for note in far.json["notes"])
     assert not [path for _, path in hub.requests if path.endswith("tokenizer.json")]
     assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).code == 0
@@ -131,6 +132,63 @@ def test_a_short_trouble_is_waited_for(hub: Hub, recipe: Path, siblings: Path) -
     hub.faults.append(Fault(r"GET .*00003-of.*safetensors", cut=100))
     done = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings)
     assert done.code == 0, done.err
+
+
+def test_a_server_that_hangs(hub: Hub, recipe: Path, siblings: Path) -> None:
+    hub.faults = [Fault(r"GET /cdn/.*00002-of.*safetensors", stall=3.0)]
+    done = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert done.code == 0, done.err
+    assert len([path for _, path in hub.requests if path.startswith("/cdn/") and "00002-of" in path]) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("weights.safetensors",),
+        ("model-a.safetensors", "part_2.safetensors"),
+        ("sub/a.safetensors", "sub/b.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_weights_under_other_names(
+    hub: Hub, recipe: Path, siblings: Path, names: tuple[str, ...], stream: tuple[str]
+) -> None:
+    assert run_amatax("merge", "recipe.yaml", "local", cwd=siblings).code == 0
+    folder = siblings / "sft"
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for i, name in enumerate(names):
+        part = {key: tensors[key] for key in sorted(tensors)[i :: len(names)]}
+        (folder / name).parent.mkdir(exist_ok=True)
+        save_file(part, folder / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    if len(names) > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        decoy = {key: torch.zeros_like(tensors[key]) for key in weight_map if weight_map[key] == names[0]}
+        if "/" in names[0]:
+            save_file(decoy, folder / "a.safetensors", {"format": "pt"})
+    done = run(hub, "merge", "hub.yaml", "out", *stream, cwd=siblings)
+    assert done.code == 0, done.err
+    one, other = (load_file(siblings / name / "model.safetensors") for name in ("out", "local"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert run(hub, "verify", "out", cwd=siblings).code == 0
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/evil.py", "a\\evil.py", "sub/../../evil.py"])
+def test_names_that_lead_out(
+    hub: Hub, recipe: Path, siblings: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tests.hub_api
+
+    listed = tests.hub_api.files
+    monkeypatch.setattr(tests.hub_api, "files", lambda folder: [*listed(folder), name])
+    entry = hub.entry
+    monkeypatch.setattr(hub, "entry", lambda folder, path: entry(folder, "config.json" if path == name else path))
+    done = run(hub, "merge", "hub.yaml", "out", "--stream", cwd=siblings)
+    assert done.code == 2
+    assert "a file is called" in done.err
 
 
 def test_bin_files_are_downloaded(hub: Hub, recipe: Path, siblings: Path) -> None:

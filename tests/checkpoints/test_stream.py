@@ -136,6 +136,28 @@ def test_a_killed_streamed_merge_continues(recipe: Path, siblings: Path, hub: Hu
     assert_same_weights(siblings / "out", siblings / "local")
 
 
+@pytest.mark.parametrize("first", ["--stream", "--quiet"])
+def test_a_merge_continues_the_other_way(recipe: Path, siblings: Path, hub: Hub, first: str) -> None:
+    """A commit's files are the same, streamed or downloaded."""
+    if first == "--quiet":
+        assert run(hub.url, "merge", "hub.yaml", "warm", cwd=siblings).code == 0
+    record = siblings / "out.unfinished" / ".amatax" / "journal.jsonl"
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(siblings / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    code = (
+        "import os, sys, amatax.writing.workplace as w; n = [0]; finish = w.Workplace.finish_shard\n"
+        "def two(*a):\n    finish(*a); n[0] += 1\n    if n[0] == 2: os._exit(9)\n"
+        "w.Workplace.finish_shard = two; sys.argv = ['amatax', 'merge', 'hub.yaml', 'out', sys.argv[1]]\n"
+        "from amatax.__main__ import main; main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, first], cwd=siblings, env=env).returncode == 9
+    assert len(record.read_text().splitlines()) == 3
+    other = "--stream" if first == "--quiet" else "--allow-nonfinite"  # an option that changes nothing here
+    done = run(hub.url, "merge", "hub.yaml", "out", other, cwd=siblings)
+    assert done.code == 0, done.err
+    assert "continuing: 2 of" in done.err
+    assert_same_weights(siblings / "out", siblings / "local")
+
+
 def test_a_hub_that_is_killed_and_comes_back(recipe: Path, siblings: Path, tmp_path: Path) -> None:
     with hub_process(tmp_path / "state") as server:
         for role in ("sft", "rlhf"):

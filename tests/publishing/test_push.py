@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -189,6 +193,7 @@ def test_a_folder_that_is_not_the_merge(hub: Hub, home: Path, spoil: str, said: 
         (WRITE, "acme/bad//name", "is no Hub id"),
         (WRITE, "acme/-bad-", "is no Hub id"),
         (WRITE, "merged!", "is no Hub id"),
+        (WRITE, "merged", "name it owner/merged"),
     ],
 )
 def test_refused(hub: Hub, home: Path, token: str, repo: str, said: str) -> None:
@@ -232,6 +237,111 @@ def test_offline(hub: Hub, home: Path) -> None:
     done = run(hub, "push", "out", "acme/merged", cwd=home, HF_HUB_OFFLINE="1")
     assert done.code == 2
     assert "offline mode is on" in done.err
+
+
+def test_local_inputs_leave_no_path(hub: Hub, siblings: Path) -> None:
+    for role in ("sft", "rlhf"):
+        front = "license: mit\nlicense_link: file:///home/alice/LICENSE\ndatasets: [/home/alice/d.jsonl, acme/data]\n"
+        (siblings / role / "README.md").write_text(f"---\n{front}---\n")
+        config = json.loads((siblings / role / "config.json").read_text())
+        (siblings / role / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/alice/llama"}))
+        (siblings / role / "tokenizer_config.json").write_text(json.dumps({"name_or_path": str(siblings)}))
+    assert run(hub, "merge", "recipe.yaml", "out", cwd=siblings).code == 0
+    done = run(hub, "push", "out", "acme/merged", cwd=siblings)
+    assert done.code == 0, done.err
+    assert "sft and rlhf came from local folders" in done.out
+    for path in hub.folder("acme/merged", "main").rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        assert b"/home/alice" not in data and str(siblings).encode() not in data, path
+    assert "_name_or_path" in (siblings / "out" / "config.json").read_text()
+    assert yaml.safe_load((hub.folder("acme/merged", "main") / "README.md").read_text().split("---")[1])[
+        "datasets"
+    ] == ["acme/data"]
+
+
+def test_verify_before_a_push(hub: Hub, home: Path) -> None:
+    """A folder that is as recorded, but not what its recipe gives."""
+    recipe, record = home / "out" / "amatax_recipe.yaml", home / "out" / "amatax_record.json"
+    recipe.write_text(recipe.read_text().replace("0.7", "0.6"))
+    known = json.loads(record.read_text())
+    known["files"]["amatax_recipe.yaml"] = hashlib.sha256(recipe.read_bytes()).hexdigest()
+    record.write_text(json.dumps(known))
+    done = run(hub, "push", "out", "acme/merged", "--verify", cwd=home)
+    assert done.code == 2
+    assert "not what its recipe gives" in done.err
+    assert "acme/merged" not in hub.repos
+
+
+@pytest.mark.parametrize("change", ["size", "sha256", "gone"])
+def test_something_else_arrives(hub: Hub, home: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = hub.entry
+
+    def other(folder: Path, path: str) -> dict[str, Any]:
+        found = entry(folder, path)
+        if path == "model-00002-of-00005.safetensors":
+            if change == "gone":
+                return {**found, "path": "elsewhere.txt"}
+            found = (
+                {**found, "size": found["size"] + 1}
+                if change == "size"
+                else {**found, "lfs": {**found["lfs"], "oid": "0" * 64}}
+            )
+        return found
+
+    monkeypatch.setattr(hub, "entry", other)
+    done = run(hub, "push", "out", "acme/merged", cwd=home)
+    assert done.code == 2
+    assert (
+        "model-00002-of-00005.safetensors " + ("did not arrive" if change == "gone" else "arrived as another")
+        in done.err
+    )
+
+
+def test_a_file_that_changes_during_the_push(hub: Hub, home: Path) -> None:
+    hub.faults = [Fault(r"POST /api/repos/create", stall=2.0)]
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE}
+    command = [sys.executable, "-m", "amatax", "push", "out", "acme/merged"]
+    process = subprocess.Popen(command, cwd=home, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True)
+    while not hub.faults[0].hits:
+        assert process.poll() is None
+        time.sleep(0.02)
+    shard = home / "out" / "model-00002-of-00005.safetensors"
+    with shard.open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"other")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "is not what was written" in err
+
+
+def test_private_is_not_public(hub: Hub, home: Path) -> None:
+    assert run(hub, "push", "out", "acme/open", cwd=home).code == 0
+    done = run(hub, "push", "out", "acme/open", "--private", cwd=home)
+    assert done.code == 2
+    assert "acme/open exists, and is open to everybody" in done.err
+
+
+@pytest.mark.parametrize("token", ["hf_secr\u00e9t", "hf_two words", " "])
+def test_what_is_no_token(hub: Hub, home: Path, token: str) -> None:
+    done = run(hub, "push", "out", "acme/merged", "--token", token, cwd=home)
+    assert done.code == 2
+    assert "this is no token" in done.err
+    assert not token.strip() or token.strip() not in done.err
+
+
+def test_a_token_with_a_line_end(hub: Hub, home: Path) -> None:
+    assert run(hub, "push", "out", "acme/merged", "--token", f"{WRITE}\r\n", cwd=home, HF_TOKEN="").code == 0
+
+
+def test_a_passing_trouble_is_waited_for(hub: Hub, home: Path) -> None:
+    hub.faults = [Fault(r"GET /api/whoami", status=503), Fault(r"GET /api/models/acme/merged", status=429)]
+    assert run(hub, "push", "out", "acme/merged", cwd=home).code == 0
+
+
+def test_quiet_is_quiet(hub: Hub, home: Path) -> None:
+    for _ in range(2):
+        done = run(hub, "push", "out", "acme/merged", "--quiet", cwd=home)
+        assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def shipped(hub: Hub, cwd: Path, *more: str, **env: str) -> Run:

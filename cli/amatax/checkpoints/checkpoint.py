@@ -78,6 +78,10 @@ class Checkpoint:
         nested = [f"{path.parent.name}/{path.name}" for path in self.folder.glob("[!.]*/*") if path.is_file()]
         return sorted(name for name in (*top, *nested) if not (self.folder / name).is_dir())
 
+    def name_of(self, path: Path) -> str:
+        """A file's name in the checkpoint, sub-folders included."""
+        return path.relative_to(self.folder).as_posix()
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""

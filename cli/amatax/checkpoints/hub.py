@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from amatax.checkpoints.hub_client import hub_api, patiently
 from amatax.checkpoints.hub_errors import hub_error, meant, unreachable
 from amatax.checkpoints.side_names import is_side_file
 from amatax.errors import HubError
@@ -13,7 +14,7 @@ WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin
 
 
 def fetch(model: str) -> tuple[Path, str]:
-    """Download what a merge needs of `owner/name` or `owner/name@revision` (cached files are not fetched again).
+    """Of a repository that has no headers to read (.bin files), or without a network: everything a merge reads, into the cache.
 
     Returns:
         The snapshot's folder and its commit.
@@ -21,15 +22,15 @@ def fetch(model: str) -> tuple[Path, str]:
     Raises:
         HubError: naming the repository and the next step.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
     from amatax import __version__
 
     repo, _, revision = model.partition("@")
     try:
         try:
-            api = HfApi(library_name="amatax", library_version=__version__)
-            info = api.model_info(repo, revision=revision or None)
+            api = hub_api()
+            info = patiently(lambda: api.model_info(repo, revision=revision or None))
         except Exception as error:
             if not unreachable(error):
                 raise

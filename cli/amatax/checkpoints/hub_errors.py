@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from amatax.errors import HubError
@@ -31,20 +32,25 @@ def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = Fal
     from huggingface_hub import errors
 
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    said = re.sub(r"(?i)bearer \S+|hf_\w+", "(a token)", next(iter(str(error).splitlines()), repr(error)))
+    said = re.sub(r"\?\S*(Signature|X-Amz)\S*", "", said)  # links that open something are nobody's to read
+    own = str(getattr(error, "server_message", "") or "")
     retry = "run the same command again: what is finished is kept"
     answers = {
         401: (
             "the Hub does not know who is asking (no token, or a wrong or expired one)",
             f"{LOGIN}; `hf auth whoami` tells who you are",
         ),
-        403: ("this token may not write there", MAY_WRITE) if writing else ("access was refused", LOGIN),
+        403: (f"this token may not write there{f' ({own})' if own else ''}", MAY_WRITE)
+        if writing
+        else ("access was refused", LOGIN),
         409: ("something else was written there meanwhile", "look at the repository, then " + retry),
         412: ("the branch has moved meanwhile", retry),
         429: ("the Hub asks for fewer requests (429)", f"wait some minutes, or {LOGIN}; then {retry}"),
     }
     cases: list[tuple[type[Exception], str, str]] = [
         (errors.GatedRepoError, "is gated", f"ask for access on its page, then {LOGIN}"),
-        (errors.RevisionNotFoundError, f"has no revision {revision!r}", f"see its branches: `hf repos branch list {repo}`"),
+        (errors.RevisionNotFoundError, f"has no revision {revision!r}", f"see its branches and tags: https://huggingface.co/{repo}/tree/main"),
         (errors.RepositoryNotFoundError, "does not exist, or is private", f"check the id; if it is private, {LOGIN}"),
         (errors.HFValidationError, "is no Hub id", "a Hub id is owner/name; a folder begins with ./, ../, / or ~"),
         (errors.LocalEntryNotFoundError, "is not in the local cache, and the Hub cannot be reached", f"`hf download {repo}`"),
@@ -57,9 +63,16 @@ def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = Fal
         cases.append((errors.HfHubHTTPError, *answers[status]))
     elif status >= 500:
         cases.append((errors.HfHubHTTPError, f"the Hub has trouble of its own ({status})", f"later, {retry}"))
-    said = next(iter(str(error).splitlines()), repr(error))
     cases.append((errors.HfHubHTTPError, f"the Hub said no: {said}", LOGIN))
-    if unreachable(error):
+    if writing and isinstance(error, ValueError) and "metadata" in str(error):
+        because = " ".join(str(error).split())
+        cases.insert(0, (ValueError, f"the Hub refuses the model card: {because}", "see what the inputs' cards say"))
+    if isinstance(error, RuntimeError) and not isinstance(error, errors.HfHubHTTPError) and "rror" in said:
+        hint = "run it again; HF_HUB_DISABLE_XET=1 goes without xet"
+        cases.insert(0, (RuntimeError, f"the transfer by xet failed ({said})", hint))
+    if unreachable(error) and (told := re.search(r"\b(400|401|403)\b", said)):
+        cases.insert(0, (Exception, f"the Hub's storage said no ({told[1]})", MAY_WRITE if writing else LOGIN))
+    elif unreachable(error):
         offline = isinstance(error, errors.OfflineModeIsEnabled)
         hint = "unset HF_HUB_OFFLINE" if offline else "check the connection; " + retry
         cases.insert(0, (Exception, "offline mode is on" if offline else f"the Hub stopped answering ({said})", hint))

@@ -7,8 +7,8 @@ from pathlib import Path
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.checkpoints.folder import open_folder
 from amatax.checkpoints.hub import fetch
-from amatax.checkpoints.remote import open_remote
-from amatax.errors import CheckpointError
+from amatax.checkpoints.remote import download, open_remote
+from amatax.errors import CheckpointError, HubError
 from amatax.recipes.schema import expand_home, is_folder
 
 
@@ -25,10 +25,19 @@ def open_checkpoint(model: str, *, remote: bool = False) -> Checkpoint:
     try:
         if is_folder(model):
             return open_folder(Path(expand_home(model)), model)
-        if remote and (found := open_remote(model)) is not None:
+        found = open_remote(model)
+        if found is not None and remote:
             return found
+        if found is not None:
+            download(found)
+            return open_folder(found.folder, model, found.commit, root=found.root)
         folder, commit = fetch(model)
-        return open_folder(folder, model, commit, root=folder.parent.parent)
+        try:
+            return open_folder(folder, model, commit, root=folder.parent.parent)
+        except CheckpointError as error:
+            repo, _, revision = model.partition("@")
+            command = f"hf download {repo}{f' --revision {revision}' if revision else ''}"
+            raise HubError(f"{repo}: not all of it is in the local cache ({error.message})", f"`{command}`") from error
     except OSError as error:
         hint = "check the path and its permissions"
         raise CheckpointError(f"{error.filename or model}: {error.strerror or error}", hint) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from amatax import __version__
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, WeightFile
 from amatax.checkpoints.folder import gather, read_config, read_json, weight_files
 from amatax.checkpoints.header import header_length, parse_header
+from amatax.checkpoints.hub_client import hub_api, patiently, range_options
 from amatax.checkpoints.hub_errors import hub_error, unreachable
+from amatax.checkpoints.side_names import is_side_file
 from amatax.errors import AmataxError, HubError
 
 if TYPE_CHECKING:
@@ -33,38 +36,34 @@ def open_remote(model: str) -> Checkpoint | None:
         HubError: naming the repository and the next step.
         CheckpointError: as for a folder.
     """
-    from huggingface_hub import HfApi
-
     repo, _, revision = model.partition("@")
     try:
-        api = HfApi(library_name="amatax", library_version=__version__)
-        info = api.model_info(repo, revision=revision or None, files_metadata=True)
+        api = hub_api()
+        info = patiently(lambda: api.model_info(repo, revision=revision or None, files_metadata=True))
     except Exception as error:
         if unreachable(error):
             return None
         raise hub_error(error, repo, revision) from error
     try:
-        return _open(model, repo, revision, info)
+        return _open(model, repo, info)
     except AmataxError:
         raise
     except Exception as error:
         raise hub_error(error, repo, revision) from error
 
 
-def _open(model: str, repo: str, revision: str, info: ModelInfo) -> Checkpoint | None:
+def _open(model: str, repo: str, info: ModelInfo) -> Checkpoint | None:
     from concurrent.futures import ThreadPoolExecutor
 
     commit = str(info.sha)
     listing = {s.rfilename: str(s.lfs.sha256 if s.lfs else s.blob_id) for s in info.siblings or []}
+    if strange := [name for name in listing if not _is_plain(name)]:
+        raise HubError(f"{repo}: a file is called {strange[0]!r}", "no file of a model has such a name: ask its owner")
     there = {name for name in listing if "/" not in name}
 
     if "config.json" not in there:
         raise _no_config(repo, there)
-    folder = _fetch(
-        repo, "config.json", revision or None
-    ).parent  # by its name: the cache then knows the name offline too
-    if folder.name != commit:
-        raise HubError(f"{repo}: the revision {revision or 'main'!r} moved while it was read", "run it again")
+    folder = _fetch(repo, "config.json", commit).parent
     names, weight_map, notes = weight_files(repo, there, lambda index: read_json(_fetch(repo, index, commit)))
     if any(name.endswith(".bin") for name in names):
         return None
@@ -137,7 +136,7 @@ def _ask_for_range(repo: str, name: str, commit: str, begin: int, end: int) -> t
     url = hf_hub_url(repo, name, revision=commit)
     headers = build_hf_headers(library_name="amatax", library_version=__version__)
     headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-    with http_stream_backoff("GET", url, headers=headers, follow_redirects=True) as response:
+    with http_stream_backoff("GET", url, headers=headers, **range_options()) as response:
         hf_raise_for_status(response)
         told, _, size = response.headers.get("Content-Range", "").partition("/")
         ranged = response.status_code == 206 and told.startswith(f"bytes {begin}-") and size.isdigit()
@@ -160,6 +159,39 @@ def _body(response: Any, most: int) -> bytes:
         if not unreachable(error):
             raise
     return data
+
+
+def download(checkpoint: Checkpoint) -> None:
+    """Bring everything that a merge reads of a repository opened by its headers, at its commit, into huggingface_hub's cache.
+
+    Raises:
+        HubError: if it cannot be fetched; what has arrived is kept.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = checkpoint.ref.partition("@")
+    wanted = {checkpoint.name_of(file.path) for file in checkpoint.files}
+    wanted |= {name for name in checkpoint.names if is_side_file(name)}
+    options: dict[str, Any] = {"library_name": "amatax", "library_version": __version__}
+    try:
+        patterns = sorted(escape(name) for name in wanted)
+        patiently(lambda: snapshot_download(repo, revision=checkpoint.commit, allow_patterns=patterns, **options))
+        remember_name(checkpoint)
+    except AmataxError:
+        raise
+    except Exception as error:
+        raise hub_error(error, repo, revision) from error
+
+
+def remember_name(checkpoint: Checkpoint) -> None:
+    """Let the cache know what a revision's name stands for, now that everything is there: it is asked without a network."""
+    repo, _, revision = checkpoint.ref.partition("@")
+    _fetch(repo, "config.json", revision or None)
+
+
+def _is_plain(name: str) -> bool:
+    parts = name.split("/")
+    return "\\" not in name and name.isprintable() and all(part not in ("", ".", "..") for part in parts)
 
 
 def _no_config(repo: str, there: set[str]) -> HubError:

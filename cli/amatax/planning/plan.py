@@ -340,7 +340,7 @@ def _identity(recipe: Recipe, checkpoints: dict[str, Checkpoint], shards: list[S
     content = {
         "format": FORMAT,
         "models": {
-            role: {"ref": c.pinned, "files": [(f.path.name, f.size, f.header) for f in c.files]}
+            role: {"ref": c.pinned, "files": [(c.name_of(f.path), f.size, f.header) for f in c.files]}
             for role, c in sorted(checkpoints.items())
         },
         "merge": recipe.merge.model_dump(mode="json"),

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
+
+from amatax.checkpoints.hub_client import patiently
 from amatax.checkpoints.hub_errors import hub_error
 from amatax.publishing.licences import Licence, derive
 from amatax.recipes.schema import expand_home, is_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+WORD = re.compile(r"[\w.+-]{1,80}")
+LINK = re.compile(r"https?://[\w./%?=&#~:+-]{1,300}|[\w-]+(\.[\w-]+)*")
+DATASET = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 class InputFacts(NamedTuple):
@@ -56,11 +65,14 @@ def _of_repository(ref: str, api: HfApi) -> InputFacts:
 
     repo, _, commit = ref.partition("@")
     try:
-        info = api.model_info(repo, revision=commit or None)
+        info = patiently(lambda: api.model_info(repo, revision=commit or None))
     except GatedRepoError:
         return InputFacts(None, [], [], "gated")
     except RepositoryNotFoundError:
         return InputFacts(None, [], [], "private")  # or gone: nobody else can have it either
+    except (TypeError, AttributeError, KeyError):  # a card that huggingface_hub cannot read says nothing
+        info = patiently(lambda: api.model_info(repo, revision=commit or None, expand=["private", "gated"]))
+        return InputFacts(None, [], [], "private" if info.private else "gated" if info.gated else "")
     except Exception as error:
         raise hub_error(error, repo, commit) from error
     restricted = "private" if info.private else "gated" if info.gated else ""
@@ -72,17 +84,32 @@ def _of_folder(ref: str) -> InputFacts:
 
     try:
         front = metadata_load(Path(expand_home(ref)) / "README.md")
-    except (OSError, ValueError):  # none, or not a card
+    except (OSError, ValueError, yaml.YAMLError):  # none, or not a card
         front = None
     return _of_card(front if isinstance(front, dict) else {}, "")
 
 
 def _of_card(front: Mapping[str, Any], restricted: str) -> InputFacts:
-    licence = front.get("license")
-    own = Licence(str(licence), *(str(front.get(key) or "") for key in ("license_name", "license_link")))
-    return InputFacts(own if licence else None, _list(front.get("language")), _list(front.get("datasets")), restricted)
+    """What can be believed of a card: it was written by somebody else, and goes into ours."""
+    named = [word.lower() for word in _words(front.get("license"), WORD)]
+    name, link = front.get("license_name"), front.get("license_link")
+    known = [
+        Licence(
+            word,
+            name if word == "other" and isinstance(name, str) and WORD.fullmatch(name) else "",
+            link if word == "other" and isinstance(link, str) and LINK.fullmatch(link) else "",
+        )
+        for word in named
+        if word != "unknown"
+    ]
+    known = [licence for licence in known if licence.license != "other" or licence.name]  # else nobody knows which
+    licence, _ = derive({str(i): licence for i, licence in enumerate(known)})
+    languages = _words(front.get("language"), WORD)
+    return InputFacts(licence, languages, _words(front.get("datasets"), DATASET), restricted)
 
 
-def _list(value: Any) -> list[str]:
-    """A card's list of words, which may be one word."""
-    return [value] if isinstance(value, str) else [str(v) for v in value] if isinstance(value, list) else []
+def _words(value: Any, pattern: re.Pattern[str]) -> list[str]:
+    """A card's list of words, which may be one word; `no` is Norwegian, whatever YAML thinks."""
+    items = value if isinstance(value, list) else [value]
+    words = ["no" if item is False else item for item in items]
+    return [word for word in words if isinstance(word, str) and pattern.fullmatch(word)]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amatax import __version__
+from amatax.checkpoints.hub_client import hub_api, patiently
 from amatax.checkpoints.hub_errors import MAY_WRITE, hub_error
+from amatax.checkpoints.side_names import is_side_file
 from amatax.errors import AmataxError, HubError, OutputError
 from amatax.planning.destination import RECIPE
 from amatax.publishing.finished import finished_files
@@ -32,6 +36,7 @@ WEIGHTS = (
     ".msgpack",
     ".onnx",
 )  # what could be loaded beside ours
+NOT_THE_MODELS = (".gitattributes", ".gitignore", "README.md")
 UPLOAD = "run the same command again: what has arrived is not sent twice"
 
 
@@ -104,17 +109,14 @@ def push_folder(
     start(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
     files, record = finished_files(folder, advance)
     recipe = recipe or load_recipe(folder / RECIPE)
-    api = hub_api(options)
+    api = hub_api(clean_token(options))
     try:
         stale = stale_files(api, repo, files, options) if target.exists else []
-        if not target.exists:
-            say(f"making {repo}{' (private)' if options.private else ''}")
-            api.create_repo(repo, private=options.private, exist_ok=True)
-        if options.revision and options.revision != "main":
-            api.create_branch(repo, branch=options.revision, exist_ok=True)
         front, sections = card_facts(target.facts)
         with staged(folder, files, record, repo, *merged_blocks(folder, recipe), front, sections) as stage:
             sent = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
+            check_card(stage / "README.md")
+            _make_room(api, repo, target, options, say)
             say(f"uploading {len(sent)} files")
             info = api.upload_folder(
                 repo_id=repo,
@@ -122,16 +124,52 @@ def push_folder(
                 revision=options.revision,
                 create_pr=options.create_pr,
                 commit_message=options.commit_message or f"Merge by amatax {__version__}",
-                delete_patterns=stale or None,
+                delete_patterns=[escape(name) for name in stale] or None,
             )
             say("comparing what arrived")
             sizes = arrived(api, repo, info.oid, stage, sent)
+            finished_files(folder)  # what was sent, and is there, is what was recorded: nobody wrote to it meanwhile
     except AmataxError:
         raise
     except Exception as error:
         raise hub_error(error, repo, options.revision or "", writing=True) from error
     notes = push_notes(repo, target, recipe.models.by_role(), sections)
+    if options.create_pr and not info.pr_url:
+        notes.insert(0, "the repository holds this very model already: no pull request was opened")
     return Pushed(repo, info.pr_url or info.commit_url, info.oid, sizes, notes)
+
+
+def clean_token(options: PushOptions) -> str | None:
+    """The token as a header may hold it.
+
+    Raises:
+        HubError: if it is none; it is never shown.
+    """
+    token = (options.token or "").strip()
+    if options.token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise HubError(
+            "--token: this is no token of the Hub's", "copy it again from https://huggingface.co/settings/tokens"
+        )
+    return token or None
+
+
+def check_card(path: Path) -> None:
+    """Have the Hub look at a card before anything is made there."""
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patiently(card.validate)
+
+
+def _make_room(api: HfApi, repo: str, target: Target, options: PushOptions, say: Callable[[str], None]) -> None:
+    """The repository and the branch."""
+    if not target.exists:
+        say(f"making {repo}{' (private)' if options.private else ''}")
+        api.create_repo(repo, private=options.private, exist_ok=True)
+    if options.revision and options.revision != "main":
+        api.create_branch(repo, branch=options.revision, exist_ok=True)
 
 
 def push_notes(repo: str, target: Target, models: Mapping[str, str], sections: Sequence[str]) -> list[str]:
@@ -179,14 +217,16 @@ def check_push(models: Mapping[str, str], repo: str, options: PushOptions) -> Ta
     if options.create_pr and options.revision:
         hint = "a pull request is opened against the main branch: drop one of the two"
         raise OutputError("--create-pr and --revision exclude each other", hint)
-    api = hub_api(options)
+    api = hub_api(clean_token(options))
     try:
         validate_repo_id(repo)
-        who = api.whoami()
-        if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        if "/" not in repo:
+            raise HubError(f"{repo}: whose repository?", f"name it owner/{repo}")
+        who = patiently(api.whoami)
+        if ((who.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
             raise HubError(f"{repo}: the token of {who.get('name')} may only read", MAY_WRITE)
         try:
-            info = api.model_info(repo)
+            info = patiently(lambda: api.model_info(repo))
         except RepositoryNotFoundError:
             info = None
         facts = input_facts(models, api)
@@ -197,6 +237,9 @@ def check_push(models: Mapping[str, str], repo: str, options: PushOptions) -> Ta
     if info is None and options.create_pr:
         hint = "a pull request needs a repository: check the id"
         raise HubError(f"{repo}: does not exist, or is private", hint)
+    if info is not None and options.private and not info.private:
+        hint = "make it private on its settings page, or push to another; --private is for one that is made now"
+        raise OutputError(f"{repo} exists, and is open to everybody", hint)
     public = not (options.private if info is None else info.private)
     restricted = {role: fact.restricted for role, fact in facts.items() if fact.restricted and public}
     if restricted and not options.restricted:
@@ -208,12 +251,6 @@ def check_push(models: Mapping[str, str], repo: str, options: PushOptions) -> Ta
     return Target(info is not None, facts, restricted)
 
 
-def hub_api(options: PushOptions) -> HfApi:
-    from huggingface_hub import HfApi
-
-    return HfApi(library_name="amatax", library_version=__version__, token=options.token)
-
-
 def stale_files(api: HfApi, repo: str, files: Sequence[str], options: PushOptions) -> list[str]:
     """Files of the repository that the model does not have: weights among them would be loaded with it.
 
@@ -223,17 +260,22 @@ def stale_files(api: HfApi, repo: str, files: Sequence[str], options: PushOption
     from huggingface_hub.errors import RevisionNotFoundError
 
     try:
-        there = api.list_repo_files(repo, revision=options.revision)
+        there = patiently(lambda: api.list_repo_files(repo, revision=options.revision))
     except RevisionNotFoundError:
-        there = api.list_repo_files(repo)  # what a new branch begins with
-    ours = {*files, ".gitattributes", "README.md", "amatax_ratios.png"}
-    stale = sorted(set(there) - ours)
-    if options.replace or not any(name.endswith((*WEIGHTS, ".json")) for name in stale):
-        return stale if options.replace else []
+        there = patiently(lambda: api.list_repo_files(repo))  # what a new branch begins with
+    ours = {*files, *NOT_THE_MODELS, "amatax_ratios.png"}
+    stale = sorted(name for name in there if name not in ours and _may_be_loaded(name))
+    if options.replace or not stale:
+        return stale
     raise OutputError(
         f"{repo} holds files of another model ({', '.join(stale[:3])}{' ...' if len(stale) > 3 else ''})",
         "choose another repository, or delete them with --replace (the repository's history keeps them)",
     )
+
+
+def _may_be_loaded(name: str) -> bool:
+    """Whether a file beside the model would be taken for a part of it."""
+    return name.lower().endswith(WEIGHTS) or name.endswith(".index.json") or is_side_file(name)
 
 
 def arrived(
@@ -276,7 +318,9 @@ def arrived(
         if item.size != size or digest != (item.lfs.sha256 if item.lfs is not None else item.blob_id):
             raise HubError(f"{repo}: {name} arrived as another file than was sent", UPLOAD)
         sizes[name] = size
-    if left := sorted(name for name in there if name.endswith(WEIGHTS) and name not in sizes):
+    if left := sorted(
+        name for name in there if _may_be_loaded(name) and name not in sizes and name not in NOT_THE_MODELS
+    ):
         raise HubError(f"{repo}: {left[0]} was added meanwhile, by somebody else", "look at the repository's history")
     return sizes
 

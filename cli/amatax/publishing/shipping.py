@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amatax import __version__
+from amatax.checkpoints.hub_client import hub_api, patiently
 from amatax.checkpoints.hub_errors import hub_error
 from amatax.errors import AmataxError, HubError
 from amatax.planning.destination import WORK
 from amatax.planning.plan import Plan
 from amatax.publishing.inputs import card_facts
-from amatax.publishing.push import UPLOAD, Pushed, PushOptions, Target, arrived, hub_api, push_notes, stale_files
+from amatax.publishing.push import (
+    UPLOAD,
+    Pushed,
+    PushOptions,
+    Target,
+    arrived,
+    check_card,
+    clean_token,
+    push_notes,
+    stale_files,
+)
 from amatax.publishing.staging import staged
 from amatax.writing.record import read_record
 
@@ -43,7 +54,7 @@ class Shipping:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.plan, self.repo, self.target, self.options, self.say = plan, repo, target, options, say
-        self.api = hub_api(options)
+        self.api = hub_api(clean_token(options))
         self.branch = BRANCH + plan.identity[:12]
         self.pushed: Pushed | None = None
         self._carried: dict[str, tuple[int, str]] = {}  # size and sha256
@@ -62,11 +73,13 @@ class Shipping:
         def commit() -> str:
             self._begin()
             operation = CommitOperationAdd(shard.name, shard)
-            self.api.create_commit(
-                self.repo,
-                [operation],
-                commit_message=f"{shard.name}, of {len(self.plan.shards)}",
-                revision=self.branch,
+            patiently(  # the same file again is no second commit
+                lambda: self.api.create_commit(
+                    self.repo,
+                    [operation],
+                    commit_message=f"{shard.name}, of {len(self.plan.shards)}",
+                    revision=self.branch,
+                )
             )
             sent = (shard.stat().st_size, operation.upload_info.sha256.hex())
             there = self._sizes([shard.name])
@@ -103,6 +116,7 @@ class Shipping:
             folder, files, read_record(folder), self.repo, self.plan.blocks, loaded_by, front, sections
         ) as stage:
             sent = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
+            check_card(stage / "README.md")
             info = self.api.create_commit(
                 self.repo,
                 [
@@ -132,7 +146,7 @@ class Shipping:
         from huggingface_hub.hf_api import RepoFile
 
         try:
-            found = self.api.get_paths_info(self.repo, names, revision=self.branch)
+            found = patiently(lambda: self.api.get_paths_info(self.repo, names, revision=self.branch))
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return {}
         return {f.path: (f.size, f.lfs.sha256) for f in found if isinstance(f, RepoFile) and f.lfs is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from amatax.recipes.schema import Recipe, is_folder
 from amatax.writing.card import card
 from amatax.writing.side_files import write_json
 
+NAMES = ("_name_or_path", "name_or_path", "tokenizer_name_or_path", "special_tokens_map_file", "tokenizer_file")
+LARGE = 1 << 20  # bytes; a config is smaller
 CARD, PICTURE = "README.md", "amatax_ratios.png"
 
 
@@ -53,6 +56,7 @@ def staged(
             if file not in (CARD, RECIPE, RECORD):
                 (stage / file).parent.mkdir(parents=True, exist_ok=True)
                 (stage / file).symlink_to((folder / file).resolve())
+        cleaned = [file for file in files if file.endswith(".json") and _drop_paths(stage / file)]
         with suppress(MissingExtraError):  # the card's table has bars
             draw_ratios(blocks, stage / PICTURE)
         picture = [f"![share of the RLHF model by layer]({PICTURE})"] if (stage / PICTURE).exists() else []
@@ -63,7 +67,7 @@ def staged(
         (stage / RECIPE).write_text(_recipe_text(public, recipe), encoding="utf-8")
         changed = {
             file: hashlib.sha256((stage / file).read_bytes()).hexdigest()
-            for file in (CARD, RECIPE, PICTURE)
+            for file in (CARD, RECIPE, PICTURE, *cleaned)
             if (stage / file).exists()
         }
         models = public.models.by_role()
@@ -86,6 +90,29 @@ def without_paths(recipe: Recipe) -> Recipe:
         files = {key: Path(value).name for key, value in named.items() if isinstance(value, str)}
         changes["fit"] = recipe.fit.model_copy(update=files)
     return recipe.model_copy(update=changes)
+
+
+def _drop_paths(file: Path) -> bool:
+    """Take `_name_or_path` and its like out of a published JSON file, if it is a path of somebody's machine; whether it was."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < LARGE else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(data, dict):
+        return False
+    kept = {
+        key: value for key, value in data.items() if not (key in NAMES and isinstance(value, str) and is_path(value))
+    }
+    if len(kept) == len(data):
+        return False
+    file.unlink()  # a link: the model's own file stays as it is
+    write_json(file, kept)
+    return True
+
+
+def is_path(text: str) -> bool:
+    """Whether a model is named by where it lies on a machine."""
+    return is_folder(text) or "\\" in text or text.startswith("file:") or text.count("/") > 1
 
 
 def _recipe_text(public: Recipe, recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from amatax import __version__
 from amatax.checkpoints.checkpoint import Checkpoint
+from amatax.checkpoints.hub_client import range_options
 from amatax.checkpoints.hub_errors import hub_error, unreachable
 from amatax.errors import HubError
 from amatax.streaming.buffers import Files
@@ -26,12 +27,13 @@ class RemoteFile:
 
     Args:
         checkpoint: what it belongs to, opened by its headers.
-        name: in the repository.
+        path: where it would stand.
     """
 
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self.repo, self.commit, self.name = checkpoint.ref.partition("@")[0], str(checkpoint.commit), name
-        entries = [entry for entry in checkpoint.tensors.values() if entry.path.name == name]
+    def __init__(self, checkpoint: Checkpoint, path: Path) -> None:
+        self.repo, self.commit = checkpoint.ref.partition("@")[0], str(checkpoint.commit)
+        self.name = checkpoint.name_of(path)
+        entries = [entry for entry in checkpoint.tensors.values() if entry.path == path]
         self._begins = sorted(entry.offset for entry in entries)
         self._ends = {entry.offset: entry.offset + entry.nbytes for entry in entries}
         self._direct = ""  # where the Hub sends readers of this file
@@ -53,7 +55,7 @@ class RemoteFile:
         url = direct or hf_hub_url(self.repo, self.name, revision=self.commit)
         headers = {} if direct else build_hf_headers(library_name="amatax", library_version=__version__)
         headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-        context = http_stream_backoff("GET", url, headers=headers, follow_redirects=True)
+        context = http_stream_backoff("GET", url, headers=headers, **range_options())
         response = context.__enter__()
         if direct and response.status_code in EXPIRED:
             context.__exit__(None, None, None)
@@ -174,7 +176,7 @@ class _Range:
 def remote_files(checkpoints: Mapping[str, Checkpoint]) -> dict[Path, RemoteFile]:
     """The weight files of a plan that are not here."""
     return {
-        file.path: RemoteFile(checkpoint, file.path.name)
+        file.path: RemoteFile(checkpoint, file.path)
         for checkpoint in checkpoints.values()
         if checkpoint.remote is not None
         for file in checkpoint.files

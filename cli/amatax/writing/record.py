@@ -46,7 +46,8 @@ def write_record(folder: Path, plan: Plan, entries: list[dict[str, Any]]) -> Non
             role: {
                 "ref": checkpoint.pinned,
                 "files": {
-                    file.path.name: {"bytes": file.size, "header_sha256": file.header} for file in checkpoint.files
+                    checkpoint.name_of(file.path): {"bytes": file.size, "header_sha256": file.header}
+                    for file in checkpoint.files
                 },
             }
             for role, checkpoint in plan.checkpoints.items()

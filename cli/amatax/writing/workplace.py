@@ -51,7 +51,15 @@ class Workplace:
         self._output = output
         self._journal = folder / WORK / JOURNAL
         inputs = {
-            role: [[f.path.name, f.size, f.header, f.mtime_ns, f.ctime_ns] for f in checkpoint.files]
+            role: [
+                [
+                    checkpoint.name_of(f.path),
+                    f.size,
+                    f.header,
+                    *((f.mtime_ns, f.ctime_ns) if checkpoint.commit is None else ()),
+                ]
+                for f in checkpoint.files
+            ]  # a commit's files never change, whenever they were downloaded
             for role, checkpoint in plan.checkpoints.items()
         }
         self._plan = plan
