@@ -116,6 +116,21 @@ def test_the_card(hub: Hub, home: Path) -> None:
     assert "amatax_ratios.png" in text
 
 
+def test_what_a_fit_measured_is_on_the_card(hub: Hub, home: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    nll = {"held_out": {"uniform": 0.4, "fitted": 0.3, "gain": [-0.1, -0.2, -0.05]}}
+    fit = {"alpha": 0.4, "data": {"fitted": 320, "held_out": 80}, "nll": nll, "verdict": "better"}
+    recipe = yaml.safe_load((home / "hub.yaml").read_text())
+    (home / "fitted.yaml").write_text(yaml.safe_dump({**recipe, "record": {"fit": fit}}))
+    done = run(hub, "merge", "fitted.yaml", "fitted", "--push", "acme/fitted", cwd=home)
+    assert done.code == 0, done.err
+    card = ModelCard.load(hub.folder("acme/fitted", "main") / "README.md")
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("nll", 0.3)
+    assert "| held out | 0.4000 | 0.3000 | -0.1000 (-0.2000 to -0.0500) |" in card.text
+
+
 def test_merge_and_push_in_one(hub: Hub, home: Path) -> None:
     done = run(hub, "merge", "hub.yaml", "two", "--push", "acme/two", "--private", "--json", cwd=home)
     assert done.code == 0, done.err

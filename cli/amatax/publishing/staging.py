@@ -59,10 +59,11 @@ def staged(
         cleaned = [file for file in files if file.endswith(".json") and _drop_paths(stage / file)]
         with suppress(MissingExtraError):  # the card's table has bars
             draw_ratios(blocks, stage / PICTURE)
-        picture = [f"![share of the RLHF model by layer]({PICTURE})"] if (stage / PICTURE).exists() else []
+        picture = PICTURE if (stage / PICTURE).exists() else ""
         ratios = recipe.merge.resolved_ratios()
         assert ratios is not None  # a merge has them
-        text = card(public, ratios, blocks, loaded_by, name=repo, front=front, sections=[*picture, *sections])
+        front = {**front, **_results(repo, recipe.record.get("fit"))}
+        text = card(public, ratios, blocks, loaded_by, name=repo, picture=picture, front=front, sections=sections)
         (stage / CARD).write_text(text, encoding="utf-8")
         (stage / RECIPE).write_text(_recipe_text(public, recipe), encoding="utf-8")
         changed = {
@@ -76,6 +77,25 @@ def staged(
             stage / RECORD, {**record, "models": said, "files": dict(sorted({**record["files"], **changed}.items()))}
         )
         yield stage
+
+
+def _results(repo: str, fit: Any) -> dict[str, object]:
+    """What was measured on samples that no fit has seen, as the Hub's front matter has it."""
+    held = fit.get("nll", {}).get("held_out") if isinstance(fit, dict) else None
+    if not isinstance(held, dict):
+        return {}
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    result = EvalResult(
+        task_type="text-generation",
+        dataset_type="distilled",
+        dataset_name=f"responses of the RLHF model, {fit.get('data', {}).get('held_out')} held out",
+        metric_type="nll",
+        metric_name="NLL, nats per response token",
+        metric_value=held.get("fitted"),
+    )
+    return {"model-index": eval_results_to_model_index(repo.rpartition("/")[2], [result])}
 
 
 def without_paths(recipe: Recipe) -> Recipe:

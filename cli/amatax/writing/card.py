@@ -26,6 +26,7 @@ def card(
     loaded_by: str,
     *,
     name: str = "FOLDER_OR_HUB_ID",
+    picture: str = "",
     front: Mapping[str, object] | None = None,
     sections: Sequence[str] = (),
 ) -> str:
@@ -37,6 +38,7 @@ def card(
         blocks: the blocks with their layers.
         loaded_by: the class in transformers that loads it.
         name: how the model is called in `from_pretrained`.
+        picture: of the ratios, a file beside the card.
         front: what else the front matter says: licence, languages, datasets, results.
         sections: what else the text says.
     """
@@ -54,6 +56,7 @@ def card(
         f"The weights before (SFT) and after RLHF, merged block by block (`{recipe.merge.method}`, [AMA]({AMA})) with amatax.",
         _models(models),
         *_ratios(ratios, blocks),
+        *([f"![share of the RLHF model by layer]({picture})"] if picture else []),
         *_fit(recipe.record.get("fit")),
         *sections,
         f"""```python
@@ -127,9 +130,3 @@ def _fit(record: Any) -> list[str]:
             f"On what was held out the fitted ratios {VERDICTS[record['verdict']]} (paired bootstrap over prompts)."
         )
     return found
-
-
-def fit_results(record: Any) -> list[tuple[str, float]]:
-    """(name of the measure, value) of what a fit measured on samples that it never saw."""
-    held = record.get("nll", {}).get("held_out") if isinstance(record, dict) else None
-    return [("NLL, nats per response token", float(held["fitted"]))] if held else []
