@@ -201,7 +201,7 @@ def test_a_folder_that_is_not_the_merge(hub: Hub, home: Path, spoil: str, said: 
 @pytest.mark.parametrize(
     ("token", "repo", "said"),
     [
-        ("", "acme/merged", "hf auth login"),
+        ("", "acme/merged", "nobody is logged in"),
         ("hf_wrong", "acme/merged", "hf auth login"),
         (READ, "acme/merged", "may only read"),
         (WRITE, "other/merged", "may not write there"),

@@ -49,6 +49,7 @@ def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = Fal
         429: ("the Hub asks for fewer requests (429)", f"wait some minutes, or {LOGIN}; then {retry}"),
     }
     cases: list[tuple[type[Exception], str, str]] = [
+        (errors.LocalTokenNotFoundError, "nobody is logged in, and no token is given", LOGIN),
         (errors.GatedRepoError, "is gated", f"ask for access on its page, then {LOGIN}"),
         (errors.RevisionNotFoundError, f"has no revision {revision!r}", f"see its branches and tags: https://huggingface.co/{repo}/tree/main"),
         (errors.RepositoryNotFoundError, "does not exist, or is private", f"check the id; if it is private, {LOGIN}"),
