@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import time
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -105,8 +106,9 @@ class Wire(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
+    @abstractmethod
     def route(self) -> None:
-        raise NotImplementedError
+        """Answer one request."""
 
     # --- the request's body --------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Run, run_amatax
-from tests.hub import Fault, Hub, running_hub
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with running_hub() as hub:
-        yield hub
+from tests.hub import Fault, Hub
 
 
 @pytest.fixture

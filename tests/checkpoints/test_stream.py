@@ -7,19 +7,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Run, run_amatax
-from tests.hub import Fault, Hub, hub_process, running_hub
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with running_hub() as hub:
-        yield hub
+from tests.hub import Fault, Hub, hub_process
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from amatax.errors import HubError
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 
 
-def fetch(model: str) -> tuple[Path, str]:
+def fetch(model: str) -> tuple[Path, str, bool]:
     """Of a repository that has no headers to read (.bin files), or without a network: everything a merge reads, into the cache.
 
     Returns:
-        The snapshot's folder and its commit.
+        The snapshot's folder, its commit, and whether the Hub said that this is all of it.
 
     Raises:
         HubError: naming the repository and the next step.
@@ -34,7 +34,7 @@ def fetch(model: str) -> tuple[Path, str]:
         except Exception as error:
             if not unreachable(error):
                 raise
-            return _cached(repo, revision)
+            return *_cached(repo, revision), False
         files = needed([sibling.rfilename for sibling in info.siblings or []])
         # by its name, not by the commit: the cache then knows the name offline too
         folder = snapshot_download(
@@ -42,7 +42,7 @@ def fetch(model: str) -> tuple[Path, str]:
         )
         if Path(folder).name != info.sha:
             raise HubError(f"{repo}: the revision {revision or 'main'!r} moved while it was downloaded", "run it again")
-        return Path(folder), Path(folder).name
+        return Path(folder), Path(folder).name, True
     except HubError:
         raise
     except Exception as error:

@@ -31,10 +31,12 @@ def open_checkpoint(model: str, *, remote: bool = False) -> Checkpoint:
         if found is not None:
             download(found)
             return open_folder(found.folder, model, found.commit, root=found.root)
-        folder, commit = fetch(model)
+        folder, commit, whole = fetch(model)
         try:
             return open_folder(folder, model, commit, root=folder.parent.parent)
         except CheckpointError as error:
+            if whole:
+                raise
             repo, _, revision = model.partition("@")
             command = f"hf download {repo}{f' --revision {revision}' if revision else ''}"
             raise HubError(f"{repo}: not all of it is in the local cache ({error.message})", f"`{command}`") from error

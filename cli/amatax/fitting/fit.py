@@ -24,10 +24,8 @@ FIRST_LOOK = 32  # samples that the first look and the rough descents see
 STARTS = 3  # rough descents
 SURE = 2.0  # standard errors
 ROUGH = 1e-4  # nats per token: where a rough descent stops
-FINE, FINEST = (
-    1e-4,
-    1e-6,
-)  # where the fit stops: a share of what the ratios can change, in nats; float32 tells no less than 1e-7 apart
+FINE = 1e-4  # where the fit stops: this share of what the ratios can change
+FINEST = 1e-6  # and never finer, in nats per token: float32 tells no less than 1e-7 apart
 ROUGH_STEPS, FINE_STEPS = 20, 60
 
 

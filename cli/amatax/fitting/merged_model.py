@@ -181,9 +181,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         outer, inner, total = grads[0].flatten(0, -2), None, None
         inputs = ctx.saved_tensors[0].flatten(0, -2) if ctx.needs_input_grad[2] else None
-        exact = _widen_if_slow(outer)
-        if inputs is not None:
-            inputs = _widen_if_slow(inputs)
+        exact = outer
+        if inputs is not None:  # of the ratio's gradient; the inputs' own stays in the compute dtype
+            exact, inputs = _widen_if_slow(outer), _widen_if_slow(inputs)
         for part in _parts(ctx.both[0], ctx.compute):
             given, both, weight = outer[:, part], _part(ctx.both, part), None
             if inputs is not None and ctx.needs_input_grad[0]:
