@@ -21,13 +21,14 @@ from amatax import api
 from amatax.commands.fit_ratios import trace_lines
 from amatax.errors import OutputError
 from amatax.fitting.evidence import Interval
-from amatax.fitting.fit import Keep, fit
+from amatax.fitting.fit import fit
 from amatax.fitting.job import Fitted
 from amatax.fitting.likelihood import Measured, measure
 from amatax.fitting.merged_model import MergedModel, load_merged_model
 from amatax.fitting.optimum import Optimum
 from amatax.fitting.passes import Passes
 from amatax.fitting.picture import draw_front
+from amatax.fitting.problem import Keep
 from amatax.fitting.records import read_records
 from amatax.fitting.result import Fit, Part, Tradeoff
 from amatax.fitting.samples import Sample, split_off, tokenize

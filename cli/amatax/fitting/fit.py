@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
 
-from amatax.errors import AmataxError
-from amatax.fitting.evidence import Interval, paired_bootstrap, ratio_intervals, verdict
+import torch
+
+from amatax.fitting.evidence import Interval, paired_bootstrap, verdict
+from amatax.fitting.intervals import ratio_intervals
 from amatax.fitting.merged_model import MergedModel
-from amatax.fitting.optimum import Optimum, corners, distinct, feasible, minimise
-from amatax.fitting.paper import Preset, middle_weights, one_epoch, regularised
+from amatax.fitting.optimum import Optimum, feasible, minimise
+from amatax.fitting.paper import Preset, one_epoch
 from amatax.fitting.passes import Passes
-from amatax.fitting.problem import Problem
+from amatax.fitting.problem import Keep, Problem
 from amatax.fitting.result import Fit, Part, Tradeoff
 from amatax.fitting.samples import Sample
 from amatax.fitting.sampling import Watching
+from amatax.fitting.search import FINE_STEPS, ROUGH, search
 from amatax.fitting.variables import PLACES, Variables, exact_mean
-
-FIRST_LOOK = 32  # samples that the first look and the rough descents see
-STARTS = 3  # rough descents
-SURE = 2.0  # standard errors
-ROUGH = 1e-4  # nats per token: where a rough descent stops
-FINE = 1e-4  # where the fit stops: this share of what the ratios can change
-FINEST = 1e-6  # and never finer, in nats per token: float32 tells no less than 1e-7 apart
-ROUGH_STEPS, FINE_STEPS = 20, 60
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What a tax-aware fit keeps of SFT.
-
-    Attributes:
-        train, held: samples whose responses SFT gives, or should.
-        most: bound of the mean KL(SFT || merged) on `train`, nats per response token.
-        weight: or: the KL is added to the NLL, times this.
-    """
-
-    train: Sequence[Sample]
-    held: Sequence[Sample]
-    most: float | None = None
-    weight: float | None = None
 
 
 def fit(
@@ -78,26 +54,21 @@ def fit(
         regulariser: strength of C.5, nats per token.
         batch_tokens: tokens of a batch.
     """
-    parts = {"fit": train, "held": held, "look": _few(train, seed)}
+    parts = {"fit": train, "held": held}
     if keep is not None:
-        parts |= {"keep": keep.train, "keep held": keep.held, "keep look": _few(keep.train, seed)}
+        parts |= {"keep": keep.train, "keep held": keep.held}
     problem = Problem(merged, variables, parts, journal, batch_tokens, watcher, alpha)
     merged.hold_mean(problem.shares if alpha is not None else None)
 
     bound = keep.most if keep is not None and alpha is None else None
     level = alpha if alpha is not None else _level_of(problem, bound) if bound is not None else 0.5
     uniform = feasible(variables.uniform(level), problem.shares, alpha)
-    optima: list[Optimum] = []
-    spread = 0.0
-    if preset is None:
-        optima, spread = _look_around(problem, level, alpha, keep, begin)
-    watcher.say("fitting")
+    seen = 0
     if preset is not None and alpha is not None:
+        watcher.say("fitting")
         best = one_epoch(problem, alpha, preset, seed)
     else:
-        best = _descend(
-            problem, optima[0] if optima else begin, uniform, alpha, keep, regulariser, max(FINE * spread, FINEST)
-        )
+        best, seen = search(problem, level, keep, regulariser, begin, seed)
     if alpha is None:
         alpha = round(problem.mean_ratio(best.values), PLACES)
     values = exact_mean(best.values, variables.shares, alpha)
@@ -115,12 +86,13 @@ def fit(
     intervals: list[Interval | None] = [None] * len(values)
     if keep is None:  # of a bounded fit the bound decides, not the likelihood's curvature
         intervals = ratio_intervals(
-            lambda point: problem.measured("fit", point, gradient=True),
+            lambda point, gradient: problem.measured("fit", point, gradient=gradient),
             values,
             problem.shares,
             problem.prompts("fit"),
             held=any(problem.shares),
-            known=[exact_mean(point, variables.shares, alpha) for point in best.points],
+            known=problem.asked("fit"),
+            precise=merged.compute.itemsize >= torch.float32.itemsize,
         )
     held_out = _part(problem, "held", values, uniform, seed) if held else None
     return Fit(
@@ -132,7 +104,7 @@ def fit(
         fitted=_part(problem, "fit", values, uniform, seed),
         held_out=held_out,
         verdict=verdict(held_out.gain, len(set(problem.prompts("held")))) if held_out else "not tested",
-        optima=len(optima),
+        optima=seen,
         descent=best,
         found_alpha=bound is not None,
         tradeoff=_tradeoff(problem, values, uniform, alpha) if keep is not None else [],
@@ -140,97 +112,6 @@ def fit(
         weight=keep.weight if keep else None,
         passes=problem.made,
     )
-
-
-def _descend(
-    problem: Problem,
-    near: Optimum | None,
-    uniform: Sequence[float],
-    alpha: float | None,
-    keep: Keep | None,
-    regulariser: float,
-    tolerance: float,
-) -> Optimum:
-    """The constrained optimum of the fitted part, from a near one if there is one."""
-    objective = problem.objective("fit", "keep", keep.weight if keep else None)
-    if regulariser and alpha is not None:
-        width = 2 if problem.variables.groups else 1  # unknowns of a block
-        blocks = sum(1 for share in problem.shares if share) // width
-        weights = [w for w in middle_weights(blocks, regulariser) for _ in range(width)]
-        weights += [0.0] * (len(problem.shares) - len(weights))
-        objective = regularised(objective, weights, alpha)
-    return minimise(
-        objective,
-        near.values if near else uniform,
-        problem.shares,
-        alpha,
-        curvature=near.curvature if near else None,
-        tolerance=tolerance,
-        most=FINE_STEPS,
-        limit=(problem.objective("keep"), keep.most) if keep is not None and keep.most is not None else None,
-    )
-
-
-def _look_around(
-    problem: Problem, level: float, alpha: float | None, keep: Keep | None, begin: Optimum | None
-) -> tuple[list[Optimum], float]:
-    """Distinct optima of a few samples, best first: the likelihood is not convex in the ratios. And how far apart points can be, nats.
-
-    Args:
-        problem: what is asked of.
-        level: of the uniform average that is one of the starts.
-        alpha, keep: as for `fit`.
-        begin: a neighbour's end: then it and the best of the other points are the starts.
-    """
-    shares = problem.shares
-    if alpha is not None and sum(1 for share in shares if share) + (0 in shares) < 2:
-        return [], 0.0  # one block at a held mean cannot move
-    problem.watcher.say("a first look around")
-
-    def standing(point: list[float]) -> tuple[float, float]:
-        """How far beyond the bound, then what is minimised."""
-        value = problem.measured("look", point).mean
-        kl = problem.measured("keep look", point).mean if keep is not None else 0.0
-        beyond = max(0.0, kl - keep.most) if keep is not None and keep.most is not None else 0.0
-        return beyond, value + (keep.weight or 0.0) * kl if keep is not None else value
-
-    uniform = feasible(problem.variables.uniform(level), shares, alpha)
-    looks = sorted((standing(point), point) for point in corners(len(shares), shares, level))
-    if begin is None:
-        starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
-    else:
-        starts = [begin.values, looks[0][1]]
-    look = problem.objective("look", "keep look", keep.weight if keep else None)
-    limit = (problem.objective("keep look"), keep.most) if keep is not None and keep.most is not None else None
-    found: list[Optimum] = []
-    for start in starts:
-        known = found[-1].curvature if found else begin.curvature if begin is not None else None
-        with suppress(AmataxError):  # nothing within the bound was found from there
-            found.append(
-                minimise(look, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known)
-            )
-    optima = distinct(found)
-    if begin is not None and optima and keep is None and optima[0].start == feasible(begin.values, shares, alpha):
-        optima[0] = _trusted(problem, optima[0])
-    values = [value for (_, value), _ in looks]
-    return optima, max(values) - min(values)
-
-
-def _trusted(problem: Problem, optimum: Optimum) -> Optimum:
-    """Where the descent began, a neighbour's end that all the data told, if the few samples do not tell for sure that its end is better."""
-    ends = (
-        exact_mean(point, problem.variables.shares, problem.alpha or 0.0) for point in (optimum.start, optimum.values)
-    )
-    before, after = (problem.measured("look", point).sums for point in ends)
-    gains = before - after
-    if float(gains.mean()) > SURE * float(gains.std()) / math.sqrt(len(gains)):
-        return optimum
-    return replace(optimum, values=optimum.start)
-
-
-def _few(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """For the first look."""
-    return [samples[i] for i in sorted(random.Random(seed).sample(range(len(samples)), min(FIRST_LOOK, len(samples))))]
 
 
 def _level_of(problem: Problem, divergence: float) -> float:
@@ -267,7 +148,7 @@ def _part(problem: Problem, part: str, values: Sequence[float], uniform: Sequenc
 def _tradeoff(problem: Problem, values: list[float], uniform: list[float], alpha: float) -> list[Tradeoff]:
     """A tax-aware fit beside the models, the uniform average, and a fit that knows nothing of the tax."""
     problem.watcher.say("a plain fit at the same mean, to compare with")
-    plain = minimise(problem.objective("fit"), values, problem.shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS).values
+    plain = minimise(problem.objective("fit"), values, problem.shares, alpha, tolerance=ROUGH, most=FINE_STEPS).values
     data = "held" if problem.parts["held"] else "fit"
     kept = "keep held" if problem.parts["keep held"] else "keep"
     found = []

@@ -152,7 +152,8 @@ def _fits(
     watcher: Watching,
 ) -> list[Fit]:
     """Every case, each begun where the one before it ended."""
-    from amatax.fitting.fit import Keep, fit
+    from amatax.fitting.fit import fit
+    from amatax.fitting.problem import Keep
 
     if passes.known:
         watcher.say(f"continuing: {passes.known} passes are known from the interrupted run")

@@ -26,11 +26,15 @@ class Passes:
             first one reads and writes it.
         head: everything that the passes depend on; a journal with another head is begun anew.
 
+    Attributes:
+        asked: what this run has asked until now, by part, then by model ("sft", "rlhf") or ratios; a continued run begins with none.
+
     Raises:
         OutputError: if another run is at work there.
     """
 
     def __init__(self, path: Path | None, head: dict[str, Any]) -> None:
+        self.asked: dict[str, dict[str | tuple[float, ...], Measured]] = {}
         self._known: dict[str, dict[str, Any]] = {}
         self._fd: int | None = None
         if path is None:
@@ -62,21 +66,26 @@ class Passes:
         """How many passes were written down."""
         return len(self._known)
 
-    def measured(self, what: str, values: list[float], gradient: bool, measure: Callable[[], Measured]) -> Measured:
-        """A pass from the journal, or made now and written down."""
-        plain = " ".join([what, *map(repr, values)])
+    def measured(
+        self, part: str, where: list[float] | str, gradient: bool, measure: Callable[[], Measured]
+    ) -> Measured:
+        """A pass over a part at some ratios or at a model, from the journal, or made now and written down."""
+        place = where if isinstance(where, str) else " ".join(map(repr, where))
+        plain = f"{part} at {place}"
         key = f"gradient {plain}" if gradient else plain
         line = self._known.get(key) or self._known.get(f"gradient {plain}")  # which says all that a plain pass says
-        if line is not None:
-            slope = None if line["gradient"] is None else torch.tensor(line["gradient"], dtype=torch.float64)
-            sums, tokens = (torch.tensor(line[k], dtype=torch.float64) for k in ("sums", "tokens"))
-            return Measured(sums, tokens, slope)
-        found = measure()
-        slope_list = None if found.gradient is None else found.gradient.tolist()
-        line = {"key": key, "sums": found.sums.tolist(), "tokens": found.tokens.tolist(), "gradient": slope_list}
-        self._known[key] = line
-        self._write(line)
-        return found
+        if line is None:
+            found = measure()
+            slope_list = None if found.gradient is None else found.gradient.tolist()
+            line = {"key": key, "sums": found.sums.tolist(), "tokens": found.tokens.tolist(), "gradient": slope_list}
+            self._known[key] = line
+            self._write(line)
+        slope = None if line["gradient"] is None else torch.tensor(line["gradient"], dtype=torch.float64)
+        sums, tokens = (torch.tensor(line[k], dtype=torch.float64) for k in ("sums", "tokens"))
+        asked, point = self.asked.setdefault(part, {}), where if isinstance(where, str) else tuple(where)
+        if point not in asked or gradient:
+            asked[point] = Measured(sums, tokens, slope)
+        return asked[point]
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._fd is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from amatax.fitting.few import balanced
 from amatax.fitting.likelihood import Measured, measure
 from amatax.fitting.merged_model import MergedModel
 from amatax.fitting.optimum import Function
@@ -14,6 +16,22 @@ from amatax.fitting.passes import Passes
 from amatax.fitting.samples import Sample
 from amatax.fitting.sampling import Watching
 from amatax.fitting.variables import Variables, exact_mean
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a tax-aware fit keeps of SFT.
+
+    Attributes:
+        train, held: samples whose responses SFT gives, or should.
+        most: bound of the mean KL(SFT || merged) on `train`, nats per response token.
+        weight: or: the KL is added to the NLL, times this.
+    """
+
+    train: Sequence[Sample]
+    held: Sequence[Sample]
+    most: float | None = None
+    weight: float | None = None
 
 
 @dataclass
@@ -64,12 +82,24 @@ class Problem:
                 advance=self._advance,
             )
 
-        if end is not None:
-            return self.journal.measured(f"{part} at", [end], gradient, run)
-        return self.journal.measured(part, list(values), gradient, run)
+        where = list(values) if end is None else "sft" if end == 0 else "rlhf"
+        return self.journal.measured(part, where, gradient, run)
 
-    def objective(self, part: str, kept: str = "keep", weight: float | None = None) -> Function:
-        """values -> (mean, gradient) over a part, plus the divergence on the part `kept` times `weight`.
+    def few(self, part: str, count: int, seed: int) -> str:
+        """A part of its own, of samples that agree with all of `part` wherever that was asked until now; its name."""
+        samples, asked = self.parts[part], self.journal.asked.get(part, {})
+        tokens = [float(len(sample.ids) - sample.start) for sample in samples]
+        chosen = balanced([tokens, *(found.sums.tolist() for found in asked.values())], count, seed)
+        if len(chosen) == len(samples):
+            return part
+        name = f"{part}: few {hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]}"
+        self.parts[name] = [samples[i] for i in chosen]
+        return name
+
+    def objective(
+        self, part: str, kept: str = "keep", weight: float | None = None, *, gradient: bool = True
+    ) -> Function:
+        """values -> (mean, gradient) over a part, plus the divergence on the part `kept` times `weight`; without, gradients are zero.
 
         At a held mean the values are taken as they would be written: what a descent ends at is measured then.
         """
@@ -77,14 +107,21 @@ class Problem:
         def evaluate(values: list[float]) -> tuple[float, list[float]]:
             if self.alpha is not None:
                 values = exact_mean(values, self.variables.shares, self.alpha)
-            found = self.measured(part, values, gradient=True)
-            if weight is None:
-                return found.mean, found.slope()
-            tax = self.measured(kept, values, gradient=True)
-            slope = [one + weight * other for one, other in zip(found.slope(), tax.slope(), strict=True)]
-            return found.mean + weight * tax.mean, slope
+            value, slope = 0.0, [0.0] * len(values)
+            for one, times in ((part, 1.0), (kept, weight)):
+                if times is not None:
+                    found = self.measured(one, values, gradient=gradient)
+                    value += times * found.mean
+                    if gradient:
+                        slope = [a + times * b for a, b in zip(slope, found.slope(), strict=True)]
+            return value, slope
 
         return evaluate
+
+    def asked(self, part: str) -> list[tuple[list[float], Measured]]:
+        """Every point at which a part was measured, and what was found."""
+        known = self.journal.asked.get(part, {})
+        return [(list(point), found) for point, found in known.items() if not isinstance(point, str)]
 
     def mean_ratio(self, values: Sequence[float]) -> float:
         """The mean that alpha is."""

@@ -1,0 +1,124 @@
+"""Where the optimum of a fit is: a look around with a few samples, since the likelihood is not convex, then down from the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from amatax.errors import AmataxError
+from amatax.fitting.optimum import Function, Optimum, corners, distinct, feasible, minimise
+from amatax.fitting.paper import middle_weights, regularised
+from amatax.fitting.problem import Keep, Problem
+from amatax.fitting.surrogate import minimise_by
+
+FEW, SHARE = 32, 10  # samples that the look sees: so many, or one in so many
+STARTS = 3  # rough descents
+ROUGH = 1e-4  # nats per token: where a rough descent stops
+FINE = 1e-4  # where the fit stops: this share of what the ratios can change
+FINEST = 1e-6  # and never finer, in nats per token: float32 tells no less than 1e-7 apart
+ROUGH_STEPS, FINE_STEPS = 20, 60
+
+
+Goal = Callable[..., Function]  # (part, kept part, gradient=True) -> what is minimised
+
+
+def search(
+    problem: Problem, level: float, keep: Keep | None, regulariser: float, begin: Optimum | None, seed: int
+) -> tuple[Optimum, int]:
+    """The constrained optimum of the fitted part, and how many optima the look saw.
+
+    Args:
+        problem: what is asked of.
+        level: of the uniform average that is one of the starts.
+        keep: what must stay of SFT.
+        regulariser: strength of C.5, nats per token.
+        begin: a neighbour's end: it or the best of the other points is the only start then.
+        seed: of the few samples.
+    """
+    shares, alpha = problem.shares, problem.alpha
+    uniform = feasible(problem.variables.uniform(level), shares, alpha)
+    goal = _goal(problem, keep, regulariser)
+    full = goal("fit", "keep")
+    if alpha is not None and sum(1 for share in shares if share) + (0 in shares) < 2:  # one block at a held mean
+        problem.watcher.say("fitting")
+        return minimise(full, uniform, shares, alpha, tolerance=FINEST, most=1), 0
+
+    problem.watcher.say("a first look around")
+    for model in (0.0, 1.0, None):  # the report needs these; the few samples are chosen to agree with them
+        problem.measured("fit", uniform, end=model)
+    few, few_kept = _few(problem, "fit", seed), "keep"
+    if keep is not None:
+        problem.measured("keep", uniform)
+        few_kept = _few(problem, "keep", seed)
+    optima, spread = _look_around(problem, goal, (few, few_kept), uniform, keep.most if keep else None, begin)
+
+    problem.watcher.say("fitting")
+    best = optima[0] if optima else begin
+    start, known = (best.values, best.curvature) if best is not None else (uniform, None)
+    tolerance = max(FINE * spread, FINEST)
+    if keep is not None and keep.most is not None:
+        limit = (problem.objective("keep"), keep.most)
+        return minimise(full, start, shares, alpha, tolerance=tolerance, most=FINE_STEPS, limit=limit), len(optima)
+    value, cheap = goal("fit", "keep", gradient=False), goal(few, few_kept)
+    end = minimise_by(cheap, full, value, start, shares, alpha, tolerance=tolerance, most=FINE_STEPS, curvature=known)
+    return end, len(optima)
+
+
+def _few(problem: Problem, part: str, seed: int) -> str:
+    """The name of a part of few samples that stand for all of another."""
+    return problem.few(part, max(FEW, len(problem.parts[part]) // SHARE), seed)
+
+
+def _look_around(
+    problem: Problem,
+    goal: Goal,
+    parts: tuple[str, str],
+    uniform: list[float],
+    bound: float | None,
+    begin: Optimum | None,
+) -> tuple[list[Optimum], float]:
+    """Distinct optima of the few samples, best first, and how far apart points can be, nats per token."""
+    shares, alpha = problem.shares, problem.alpha
+    value, limit = goal(*parts, gradient=False), None
+    if bound is not None:
+        limit = (problem.objective(parts[1]), bound)
+
+    def standing(point: list[float]) -> tuple[float, float]:
+        """How far beyond the bound, then what is minimised."""
+        beyond = max(0.0, problem.measured(parts[1], point).mean - bound) if bound is not None else 0.0
+        return beyond, value(point)[0]
+
+    looks = sorted(
+        (standing(point), point) for point in corners(len(shares), shares, uniform[0])
+    )  # a block's ratio there is the level
+    starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
+    if begin is not None:  # whose own look saw the other optima
+        near = feasible(begin.values, shares, alpha)
+        starts = [min((standing(near), near), looks[0])[1]]
+    found: list[Optimum] = []
+    known = begin.curvature if begin is not None else None
+    for start in starts:
+        with suppress(AmataxError):  # nothing within the bound was found from there
+            found.append(
+                minimise(
+                    goal(*parts), start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known
+                )
+            )
+            known = found[-1].curvature
+    heights = [height for (_, height), _ in looks]
+    return distinct(found), max(heights) - min(heights)
+
+
+def _goal(problem: Problem, keep: Keep | None, regulariser: float) -> Goal:
+    """(part, kept part) -> what is minimised."""
+    alpha, weight = problem.alpha, keep.weight if keep else None
+    width = 2 if problem.variables.groups else 1  # unknowns of a block
+    blocks = sum(1 for share in problem.shares if share) // width
+    weights = [w for w in middle_weights(blocks, regulariser) for _ in range(width)]
+    weights += [0.0] * (len(problem.shares) - len(weights))
+
+    def goal(part: str, kept: str, *, gradient: bool = True) -> Function:
+        function = problem.objective(part, kept, weight, gradient=gradient)
+        return regularised(function, weights, alpha) if regulariser and alpha is not None else function
+
+    return goal

@@ -1,0 +1,167 @@
+"""Intervals against a problem whose answer is known: n points in K dimensions, of which the mean is estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from amatax.fitting.intervals import NORMAL, ratio_intervals
+from amatax.fitting.likelihood import Measured
+
+PROMPTS = 400
+SPREADS = np.array([0.2, 0.05, 0.1])
+
+
+def points(seed: int, middle: list[float]) -> np.ndarray:
+    return np.random.default_rng(seed).normal(middle, SPREADS, (PROMPTS, 3))
+
+
+def distances(cloud: np.ndarray) -> Callable[[list[float], bool], Measured]:
+    """f(a) = sum over points of |a - point|^2 / 2, a token each."""
+
+    def measure(values: list[float], gradient: bool) -> Measured:
+        apart = np.array(values) - cloud
+        sums = torch.tensor((apart**2).sum(1) / 2)
+        slope = torch.tensor(apart.mean(0)) if gradient else None
+        return Measured(sums, torch.ones(len(cloud), dtype=torch.float64), slope)
+
+    return measure
+
+
+def test_intervals_of_a_known_problem() -> None:
+    cloud = points(0, [0.5, 0.4, 0.6])
+    names = [str(i) for i in range(PROMPTS)]
+    middle = cloud.mean(0)
+    found = ratio_intervals(distances(cloud), middle.tolist(), [1 / 3] * 3, names, held=False)
+    for interval, value, error in zip(found, middle, cloud.std(0, ddof=1) / np.sqrt(PROMPTS), strict=True):
+        assert interval is not None
+        assert interval.value == pytest.approx(value)
+        assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.03)
+
+
+def test_intervals_on_the_plane_of_the_mean() -> None:
+    """With the mean held, the errors of all that moves are those of the points projected onto the plane."""
+    cloud = points(1, [0.5, 0.4, 0.6])
+    names = [str(i) for i in range(PROMPTS)]
+    flat = cloud - (cloud.mean(1, keepdims=True) - 0.5)
+    found = ratio_intervals(distances(cloud), flat.mean(0).tolist(), [1 / 3] * 3, names, held=True)
+    for interval, error in zip(found, flat.std(0, ddof=1) / np.sqrt(PROMPTS), strict=True):
+        assert interval is not None
+        assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.03)
+
+
+BEST = np.array([0.5, 0.3, 0.7])  # the mean is held: two directions to move in
+ONE, OTHER = [0.02, -0.02, 0.0], [0.01, 0.02, -0.03]
+
+
+@pytest.mark.parametrize(
+    ("known", "asked"),
+    [
+        ([], [([0.0, 0.0, 0.0], True), (None, True), (None, False)]),
+        ([([0.0, 0.0, 0.0], True)], [(None, True), (None, False)]),
+        (
+            [([0.0, 0.0, 0.0], False), (ONE, True)],
+            [(None, True)],
+        ),  # the middle is then at ONE, and the optimum serves as the last
+        ([([0.0, 0.0, 0.0], True), (ONE, True)], [(None, False)]),
+        ([([0.0, 0.0, 0.0], True), (ONE, True), (OTHER, False)], []),
+        ([([0.0, 0.0, 0.0], True), (ONE, False), (OTHER, False)], [(None, True)]),  # two values are no Hessian
+        ([([0.0, 0.0, 0.0], True), (ONE, True), ([0.03, -0.03, 0.0], True)], [(None, False)]),  # the same way twice
+        (
+            [([0.0, 0.0, 0.0], True), ([0.2, -0.2, 0.0], True), ([0.01, 0.01, 0.01], True), ([1e-4, -1e-4, 0.0], True)],
+            [(None, True), (None, False)],  # too far, off the plane, too short
+        ),
+    ],
+)
+@pytest.mark.parametrize("precise", [True, False])
+def test_points_of_the_descent_save_passes(
+    known: list[tuple[list[float], bool]], asked: list[tuple[list[float] | None, bool]], precise: bool
+) -> None:
+    """Passes near the optimum stand for passes of our own, and the last direction needs a value alone."""
+    cloud = points(1, [0.5, 0.4, 0.6])
+    names = [str(i) for i in range(PROMPTS)]
+    made: list[tuple[np.ndarray, bool]] = []
+
+    def measure(values: list[float], gradient: bool) -> Measured:
+        made.append((np.array(values) - BEST, gradient))
+        return distances(cloud)(values, gradient)
+
+    there = [((BEST + step).tolist(), distances(cloud)((BEST + step).tolist(), told)) for step, told in known]
+    found = ratio_intervals(measure, BEST.tolist(), [1 / 3] * 3, names, held=True, known=there, precise=precise)
+    flat = cloud - cloud.mean(1, keepdims=True)
+    for interval, value, error in zip(found, BEST, flat.std(0, ddof=1) / np.sqrt(PROMPTS), strict=True):
+        assert interval is not None
+        assert interval.value == value
+        assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.03)
+    if precise:
+        assert len(made) == len(asked)
+        for (step, gradient), (place, wanted) in zip(made, asked, strict=True):
+            assert gradient == wanted
+            assert place is None or np.allclose(step, place)
+    else:
+        assert all(gradient for _, gradient in made)
+
+
+def test_a_bent_likelihood_has_the_curvature_of_its_optimum() -> None:
+    """f = sum of cosh of the distance: its curvature away from the optimum is another."""
+    cloud = points(5, [0.5, 0.5, 0.5])
+
+    def measure(values: list[float], gradient: bool) -> Measured:
+        apart = np.array(values) - cloud
+        sums = torch.tensor(np.cosh(3 * apart).sum(1))
+        slope = torch.tensor(3 * np.sinh(3 * apart).mean(0)) if gradient else None
+        return Measured(sums, torch.ones(len(cloud), dtype=torch.float64), slope)
+
+    best = np.array([0.5, 0.5, 0.5])
+    for _ in range(20):  # Newton
+        best = best - np.sinh(3 * (best - cloud)).mean(0) / (3 * np.cosh(3 * (best - cloud)).mean(0))
+    names = [str(i) for i in range(PROMPTS)]
+    score, curve = 3 * np.sinh(3 * (best - cloud)), 9 * np.cosh(3 * (best - cloud)).mean(0)
+    errors = score.std(0, ddof=1) / curve / np.sqrt(PROMPTS)
+    for precise in (True, False):
+        found = ratio_intervals(measure, best.tolist(), [1 / 3] * 3, names, held=False, precise=precise)
+        for interval, error in zip(found, errors, strict=True):
+            assert interval is not None
+            assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.03)
+
+
+def test_responses_to_one_prompt_count_together() -> None:
+    """Every point twice: the same prompt's second response tells nothing new."""
+    cloud = points(2, [0.5, 0.4, 0.6])
+    names = [str(i) for i in range(PROMPTS)]
+    once = ratio_intervals(distances(cloud), cloud.mean(0).tolist(), [1 / 3] * 3, names, held=False)
+    doubled = np.concatenate([cloud, cloud])
+    twice = ratio_intervals(distances(doubled), cloud.mean(0).tolist(), [1 / 3] * 3, names * 2, held=False)
+    for one, other in zip(once, twice, strict=True):
+        assert one is not None
+        assert other is not None
+        assert other.low == pytest.approx(one.low, abs=1e-6)
+
+
+def test_at_a_bound_or_with_few_prompts_there_is_none() -> None:
+    cloud = points(3, [0.0, 0.5, 0.7])
+    names = [str(i) for i in range(PROMPTS)]
+    found = ratio_intervals(distances(cloud), [0.0, 0.5, 0.7], [1 / 3] * 3, names, held=True)
+    assert found[0] is None
+    assert None not in found[1:]
+    few = ratio_intervals(distances(cloud[:9]), [0.2, 0.5, 0.7], [1 / 3] * 3, names[:9], held=True)
+    assert few == [None] * 3
+    near_one = ratio_intervals(
+        distances(points(3, [0.5, 0.5, 0.999])), [0.5, 0.5, 0.999], [1 / 3] * 3, names, held=False
+    )
+    assert near_one[2] is not None
+    assert near_one[2].high == 1.0
+
+
+def test_intervals_cover() -> None:
+    """Of 300 draws the 95 % interval holds the truth in 95 % of them, give or take three standard errors."""
+    truth, names, hits = [0.5, 0.4, 0.6], [str(i) for i in range(PROMPTS)], 0
+    for seed in range(300):
+        cloud = points(seed, truth)
+        (interval, _, _) = ratio_intervals(distances(cloud), cloud.mean(0).tolist(), [1 / 3] * 3, names, held=False)
+        assert interval is not None
+        hits += interval.low <= truth[0] <= interval.high
+    assert 0.95 - 3 * 0.0126 < hits / 300 < 0.95 + 3 * 0.0126

@@ -1,0 +1,90 @@
+"""The minimum of a dear function by a cheap one: right whatever the cheap one says, and with few gradients if it is alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from amatax.fitting.optimum import Function, minimise
+from amatax.fitting.surrogate import minimise_by
+from tests.fitting.test_optimum import best_on_faces, bowl, random_bowl
+
+TOLERANCE = 1e-7
+
+
+class Counted:
+    """A function that counts its gradients and its values."""
+
+    def __init__(self, function: Function) -> None:
+        self.function, self.gradients, self.values = function, 0, 0
+
+    def full(self, values: list[float]) -> tuple[float, list[float]]:
+        self.gradients += 1
+        return self.function(values)
+
+    def alone(self, values: list[float]) -> tuple[float, list[float]]:
+        self.values += 1
+        return self.function(values)[0], [np.nan] * len(values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["alike", "other", "flat", "upside down", "itself"])
+def test_the_minimum_whatever_the_cheap_one_says(seed: int, kind: str) -> None:
+    count, alpha = 4, 0.3
+    hessian, centre = random_bowl(seed, count)
+    cheap = {
+        "alike": bowl(hessian * 1.2, centre + 0.1),
+        "other": bowl(*random_bowl(seed + 1, count)),
+        "flat": bowl(hessian * 1e-3, centre),
+        "upside down": bowl(-hessian, centre),
+        "itself": bowl(hessian, centre),
+    }[kind]
+    counted = Counted(bowl(hessian, centre))
+    found = minimise_by(
+        cheap, counted.full, counted.alone, [alpha] * count, [1 / count] * count, alpha, tolerance=TOLERANCE, most=100
+    )
+    assert all(-1e-12 <= v <= 1 + 1e-12 for v in found.values)
+    assert sum(found.values) / count == pytest.approx(alpha, abs=1e-9)
+    assert found.value == pytest.approx(counted.function(found.values)[0])
+    best = best_on_faces(hessian, centre, np.full(count, 1 / count), alpha)
+    assert found.value <= best + 100 * TOLERANCE
+    assert found.path[0] == pytest.approx(counted.function([alpha] * count)[0])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_alike_one_saves_gradients(seed: int) -> None:
+    hessian, centre = random_bowl(seed, 6)
+    start, shares = [0.5] * 6, [1 / 6] * 6
+    by, alone = Counted(bowl(hessian, centre)), Counted(bowl(hessian, centre))
+    cheap = bowl(hessian * 0.9, centre + 0.05)
+    minimise_by(cheap, by.full, by.alone, start, shares, 0.5, tolerance=TOLERANCE, most=100)
+    minimise(alone.full, start, shares, 0.5, tolerance=TOLERANCE, most=100)
+    assert by.gradients <= 4 < alone.gradients
+    assert by.values <= 1
+
+
+def test_a_last_step_that_gains_less_than_foreseen_does_not_stand() -> None:
+    """A wall stands where the cheap one sees none: half of what was foreseen is not there."""
+
+    def wall(values: list[float]) -> tuple[float, list[float]]:
+        depth = max(0.0, values[0] - 0.41)
+        return -values[0] * 1e-5 + 1e-2 * depth**2, [-1e-5 + 2e-2 * depth, 0.0]
+
+    def cheap(values: list[float]) -> tuple[float, list[float]]:
+        return 2e-4 * (values[0] - 0.5) ** 2, [4e-4 * (values[0] - 0.5), 0.0]
+
+    counted = Counted(wall)
+    found = minimise_by(
+        cheap,
+        counted.full,
+        counted.alone,
+        [0.4, 0.6],
+        [0.5, 0.5],
+        0.5,
+        tolerance=1e-8,
+        most=100,
+        curvature=np.eye(2) * 4e-4,
+    )
+    assert found.values[0] == pytest.approx(0.41, abs=1e-3)
+    assert counted.values >= 1
+    assert counted.gradients > 1
