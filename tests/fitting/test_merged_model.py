@@ -164,6 +164,27 @@ def test_weights_of_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert torch.allclose(again.gradient, one.gradient, rtol=1e-9)
 
 
+def test_half_precision_where_a_cpu_only_imitates_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ratio's gradient is then multiplied in float32: nearer to the exact one. Where the CPU does it, nothing is widened."""
+    recipe = siblings_of(tmp_path, "llama", "bfloat16")
+    _, _, exact = load(recipe, torch.float64)
+    _, _, merged = load(recipe, torch.bfloat16)
+    data = samples(vocabulary(recipe))
+    want = measure(at(exact, [0.9, 0.2]), data, gradient=True).gradient
+    found = {}
+    for unit in (None, "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda unit=unit: {unit: True}, raising=False)
+        found[unit] = measure(at(merged, [0.9, 0.2]), data, gradient=True)
+    assert torch.equal(found[None].sums, found["avx512_bf16"].sums)
+    assert not torch.equal(found[None].gradient, found["avx512_bf16"].gradient)
+    for one in found.values():
+        assert torch.allclose(one.gradient, want, rtol=0.1, atol=2e-3)
+    factor = torch.ones(2, 2, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert merged_model._widen_if_slow(factor).dtype == torch.float32
+    assert merged_model._widen_if_slow(factor.double()).dtype == torch.float64
+
+
 def test_batches_and_order_change_nothing_but_rounding(tmp_path: Path) -> None:
     recipe = siblings_of(tmp_path, "llama")
     _, _, merged = load(recipe, torch.float64)
