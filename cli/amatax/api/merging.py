@@ -1,4 +1,4 @@
-"""The public verbs. The only module that sees every stage; the command line and scripts both come through here."""
+"""plan, merge and verify: from a recipe to a model folder, and back to its inputs."""
 
 from __future__ import annotations
 
@@ -10,57 +10,21 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amatax.checkpoints.checkpoint import Checkpoint
-from amatax.checkpoints.opening import open_checkpoint
+from amatax.api.common import RecipeSource, Watcher, as_recipe
+from amatax.api.pushing import check_push, push
 from amatax.checkpoints.remote import fetch_side_files, remember_name
 from amatax.errors import CheckpointError, OutputError
 from amatax.planning.destination import RECIPE, RECORD, State
 from amatax.planning.memory import default_threads
-from amatax.planning.names import Anatomy, anatomy
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.loading import load_recipe
-from amatax.recipes.schema import Recipe, is_folder
 from amatax.streaming.importing import importing_torch
 
 if TYPE_CHECKING:
-    from amatax.fitting.distilling import DistillResult
-    from amatax.fitting.job import FitResult
     from amatax.publishing.push import Pushed
     from amatax.publishing.shipping import Shipping
-    from amatax.streaming.differences import Difference
     from amatax.streaming.stream import Streamer
     from amatax.writing.verification import Verdict
-
-__all__ = [
-    "Inspection",
-    "MergeResult",
-    "Watcher",
-    "check_push",
-    "difference",
-    "distill",
-    "fit_ratios",
-    "inspect",
-    "load_recipe",
-    "merge",
-    "plan",
-    "push",
-    "verify",
-]
-
-RecipeSource = Recipe | str | PathLike[str] | Mapping[str, Any]
-
-
-class Watcher:
-    """What a caller may want to see of a long job; by default nothing.
-
-    `start(total)` is told the bytes that will be read, `advance(n)` every piece (from any thread), `wait()` is called now and
-    then from the calling thread, `say(text)` gets a line for the user.
-    """
-
-    def start(self, total: int) -> None: ...
-    def advance(self, n: int) -> None: ...
-    def wait(self) -> None: ...
-    def say(self, text: str) -> None: ...
 
 
 @dataclass
@@ -88,20 +52,6 @@ class MergeResult:
     pushed: Pushed | None = None
 
 
-@dataclass
-class Inspection:
-    """What the headers of a checkpoint say."""
-
-    checkpoint: Checkpoint
-    model: Anatomy
-
-
-def _recipe(source: RecipeSource) -> Recipe:
-    if isinstance(source, Recipe):
-        return source if source.where() else load_recipe(source.model_dump(mode="json", exclude_none=True))
-    return load_recipe(source)
-
-
 def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Plan:
     """Find out from headers alone what a merge will do, or everything that is wrong with it; of Hub models no weight is fetched.
 
@@ -113,7 +63,7 @@ def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, ove
     Raises:
         RecipeError, PlanError: with all faults.
     """
-    return make_plan(_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite, remote=True)
+    return make_plan(as_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite, remote=True)
 
 
 def merge(
@@ -147,7 +97,7 @@ def merge(
         AmataxError: see amatax.errors.
     """
     watcher = watcher or Watcher()
-    wanted = _recipe(recipe)
+    wanted = as_recipe(recipe)
     if push_to:
         check_push(wanted, push_to, **(push_options or {}))
     carried = bool(push_to) and stream
@@ -238,48 +188,6 @@ def _shipping(planned: Plan, repo: str, options: Mapping[str, Any] | None, watch
     return Shipping(planned, repo, target, wishes, watcher.say)
 
 
-def inspect(model: str | PathLike[str]) -> Inspection:
-    """Open a checkpoint (a folder or a Hub id) by its headers and place its tensors.
-
-    Raises:
-        CheckpointError, HubError
-    """
-    name = str(model)
-    return _inspect(f"./{name}" if Path(name).is_dir() and not is_folder(name) else name, remote=True)
-
-
-def _inspect(model: str, *, remote: bool) -> Inspection:
-    checkpoint = open_checkpoint(model, remote=remote)
-    return Inspection(checkpoint, anatomy(checkpoint.tensors, checkpoint.config))
-
-
-def difference(
-    one: Inspection, other: str | PathLike[str], watcher: Watcher | None = None
-) -> tuple[Inspection, list[Difference]]:
-    """How far a second checkpoint is from the first, tensor by tensor.
-
-    Raises:
-        CheckpointError: also if they have no tensor in common.
-    """
-    from amatax.planning.siblings import align
-    from amatax.streaming.differences import differences
-
-    watcher = watcher or Watcher()
-    second = inspect(other)
-    one, second = (_inspect(i.checkpoint.pinned, remote=False) if i.checkpoint.remote else i for i in (one, second))
-    theirs, _ = align(one.checkpoint, second.checkpoint, "other")
-    watcher.start(one.checkpoint.nbytes + second.checkpoint.nbytes)
-    found = []
-    for item in differences(one.checkpoint.tensors, theirs, watcher.advance):
-        found.append(item)
-        watcher.wait()
-    if not found:
-        raise CheckpointError(
-            f"{one.checkpoint.ref} and {second.checkpoint.ref} have no tensor in common", "are they siblings?"
-        )
-    return second, found
-
-
 def verify(
     folder: str | PathLike[str],
     *,
@@ -311,110 +219,6 @@ def verify(
     total = sum(tensor.reads for tensor in planned.tensors.values())
     watcher.start(math.ceil(total * min(1, sample / len(planned.tensors))) if sample else total)
     return verify_folder(path, planned, streamer(), sample, watcher.wait)
-
-
-def push(folder: str | PathLike[str], repo: str, *, watcher: Watcher | None = None, **options: Any) -> Pushed:
-    """Push a finished merge to the Hub, with a card that says what it is made of; a rerun sends only what has not arrived.
-
-    Args:
-        folder: what `merge` wrote; it is checked against its record first.
-        repo: owner/name on the Hub; made if it does not exist.
-        options: private, revision, create_pr, ...: the fields of amatax.publishing.push.PushOptions.
-
-    Raises:
-        OutputError: if the folder is unfinished or has changed.
-        HubError: what the Hub said, and the next step.
-        TypeError: for an option that there is not.
-    """
-    from amatax.publishing.push import PushOptions, push_folder
-
-    watcher = watcher or Watcher()
-    wanted = PushOptions(**options)
-
-    def advance(n: int) -> None:
-        watcher.advance(n)
-        watcher.wait()
-
-    return push_folder(Path(folder), repo, wanted, start=watcher.start, advance=advance, say=watcher.say)
-
-
-def check_push(recipe: RecipeSource, repo: str, **options: Any) -> None:
-    """Find out before any work whether the merge of a recipe may be pushed there.
-
-    Raises:
-        OutputError, HubError: as `push` would, at the end.
-    """
-    from amatax.publishing.push import PushOptions, check_push
-
-    check_push(_recipe(recipe).models.by_role(), repo, PushOptions(**options))
-
-
-def distill(
-    recipe: RecipeSource,
-    prompts: str | PathLike[str],
-    output: str | PathLike[str],
-    *,
-    watcher: Watcher | None = None,
-    **options: Any,
-) -> DistillResult:
-    """Sample the proxy set D_theta of AMA (arXiv 2309.06256, Eq. 7): responses of the recipe's RLHF model to prompts.
-
-    An interrupted run continues from its journal beside the output; the same run again ends at once.
-
-    Args:
-        recipe: a Recipe, a YAML file, or a mapping; one of its models answers, with the tokenizer of `output.tokenizer`.
-        prompts: JSONL of `prompt` or `messages`.
-        output: the JSONL file to write.
-        options: n, temperature, server, reward, top, ...: the fields of amatax.fitting.distilling.DistillOptions.
-
-    Raises:
-        AmataxError: see amatax.errors.
-        TypeError: for an option that there is not.
-    """
-    from amatax.fitting.distilling import DistillOptions, distil
-
-    return distil(_recipe(recipe), Path(prompts), Path(output), DistillOptions(**options), watcher or Watcher())
-
-
-def fit_ratios(
-    recipe: RecipeSource,
-    output: str | PathLike[str],
-    *,
-    picture: str | PathLike[str] | None = None,
-    watcher: Watcher | None = None,
-    **options: Any,
-) -> FitResult:
-    """Fill in a recipe's ratios by maximum likelihood on responses of the RLHF model (AMA, arXiv 2309.06256, Eq. 8).
-
-    Args:
-        recipe: a Recipe, a YAML file, or a mapping.
-        output: the recipe to write; with several alphas NAME-ALPHA.yaml beside it.
-        picture: a PNG to draw; with several alphas NAME-ALPHA.png beside it, and if they are tax-aware, their front in NAME.png.
-        options: data, alpha, keep, blocks, ...: the fields of amatax.fitting.options.FitOptions.
-
-    Raises:
-        AmataxError: see amatax.errors.
-        TypeError: for an option that there is not.
-    """
-    from amatax.fitting.job import fit_job
-    from amatax.fitting.options import FitOptions
-
-    png = Path(picture) if picture is not None else None
-    if png is not None and (png.suffix.lower() != ".png" or not png.resolve().parent.is_dir()):
-        raise OutputError(f"{png}: no PNG file can be written there", "name a .png in a folder that exists")
-    source = Path(recipe) if isinstance(recipe, str | PathLike) else None
-    loaded = _recipe(recipe)
-    text = source.read_text(encoding="utf-8") if source else ""
-    result = fit_job(loaded, text, source, Path(output), FitOptions(**options), watcher or Watcher())
-    if png is not None:
-        from amatax.fitting.picture import draw, draw_front
-
-        for fitted in result.fits:
-            which = fitted.recipe.stem.removeprefix(Path(output).stem) if len(result.fits) > 1 else ""
-            draw(fitted.fit, png.with_name(f"{png.stem}{which}.png"))
-        if len(result.fits) > 1 and result.fits[0].fit.tradeoff:
-            draw_front([fitted.fit for fitted in result.fits], png)
-    return result
 
 
 def _streamer(

@@ -1,0 +1,26 @@
+"""The public verbs. The only module that sees every stage; the command line and scripts both come through here."""
+
+from __future__ import annotations
+
+from amatax.api.common import Watcher
+from amatax.api.fitting import distill, fit_ratios
+from amatax.api.looking import Inspection, difference, inspect
+from amatax.api.merging import MergeResult, merge, plan, verify
+from amatax.api.pushing import check_push, push
+from amatax.recipes.loading import load_recipe
+
+__all__ = [
+    "Inspection",
+    "MergeResult",
+    "Watcher",
+    "check_push",
+    "difference",
+    "distill",
+    "fit_ratios",
+    "inspect",
+    "load_recipe",
+    "merge",
+    "plan",
+    "push",
+    "verify",
+]
