@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.conftest import Run, run_amatax
-from tests.hub import Hub
+from tests.hub import Fault, Hub
 
 
 @pytest.fixture
@@ -86,6 +86,19 @@ def test_refusals(hub: Hub, recipe: Path, siblings: Path, refusal: tuple[int, st
     assert done.code == 2, done.err
     assert all(word in done.err for word in [*words, "hub.yaml:1 (models.rlhf)", "->"]), done.err
     assert "Traceback" not in done.err
+
+
+def test_other_bytes_than_the_hash_says(hub: Hub, recipe: Path, siblings: Path) -> None:
+    """A download of the right size: it is noticed, removed, and comes again."""
+    name = "model-00002-of-00003.safetensors"
+    hub.faults.append(Fault(rf"GET /cdn/acme/rlhf.*{name}", skip=2, flip=5000))  # the first two fetch headers
+    done = run(hub, "merge", recipe, "out", cwd=siblings)
+    assert done.code == 2
+    assert f"{name} arrived as other bytes than the Hub's sha256 says" in done.err
+    assert "run the same command again" in done.err
+    assert not (siblings / "out").exists()
+    again = run(hub, "merge", recipe, "out", cwd=siblings)
+    assert again.code == 0, again.err
 
 
 def test_a_missing_revision(hub: Hub, recipe: Path, siblings: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SPARE = 700_000  # bytes that all first requests together may ask for
 FIRST = 1 << 16  # bytes of one first request, at most; most headers fit
 AT_ONCE = 8  # requests
+SHA256 = 64  # letters
 ATTEMPTS = 3  # at a range whose connection breaks
 
 
@@ -164,23 +165,50 @@ def _body(response: Any, most: int) -> bytes:
 def download(checkpoint: Checkpoint) -> None:
     """Bring everything that a merge reads of a repository opened by its headers, at its commit, into huggingface_hub's cache.
 
+    What was not there yet is compared with the Hub's sha256 of it: the client itself looks at sizes alone.
+
     Raises:
-        HubError: if it cannot be fetched; what has arrived is kept.
+        HubError: if it cannot be fetched, or is something else; what has arrived well is kept.
     """
     from huggingface_hub import snapshot_download
 
     repo, _, revision = checkpoint.ref.partition("@")
     wanted = {checkpoint.name_of(file.path) for file in checkpoint.files}
     wanted |= {name for name in checkpoint.names if is_side_file(name)}
+    fresh = sorted(name for name in wanted if not (checkpoint.folder / name).exists())
     options: dict[str, Any] = {"library_name": "amatax", "library_version": __version__}
     try:
         patterns = sorted(escape(name) for name in wanted)
         patiently(lambda: snapshot_download(repo, revision=checkpoint.commit, allow_patterns=patterns, **options))
+        _check(checkpoint, fresh)
         remember_name(checkpoint)
     except AmataxError:
         raise
     except Exception as error:
         raise hub_error(error, repo, revision) from error
+
+
+def _check(checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """Compare large files with their sha256 on the Hub; another one is removed, so that it is fetched again."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    listing = checkpoint.remote or {}
+    large = [name for name in names if len(listing.get(name, "")) == SHA256]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = list(pool.map(lambda name: _sha256(checkpoint.folder / name), large))
+    wrong = [name for name, digest in zip(large, found, strict=True) if digest != listing[name]]
+    for name in wrong:
+        path = checkpoint.folder / name
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+    if wrong:
+        hint = "it was removed: run the same command again; if it comes again, something on the way changes files"
+        raise HubError(f"{checkpoint.pinned}: {wrong[0]} arrived as other bytes than the Hub's sha256 says", hint)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remember_name(checkpoint: Checkpoint) -> None:

@@ -25,7 +25,6 @@ from amatax.recipes.schema import is_folder
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-PIECE = 1 << 20  # bytes hashed at once
 WEIGHTS = (
     ".safetensors",
     ".bin",
@@ -326,11 +325,8 @@ def arrived(
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_blob(path: Path) -> str:
