@@ -9,63 +9,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import Run, run_amatax
-from tests.hub import Fault, Hub, running_hub
-
-WRITE, READ = "hf_a_token_that_may_write", "hf_a_token_that_may_read"
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with running_hub() as hub:
-        hub.tokens = {WRITE: {"name": "acme", "role": "write", "orgs": []}, READ: {"name": "acme", "role": "read"}}
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def merged(llama_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `out`, merged from two repositories in five shards, once for all tests."""
-    home = tmp_path_factory.mktemp("merged")
-    for role, licence in (("sft", "apache-2.0"), ("rlhf", "mit")):
-        shutil.copytree(llama_family / role, home / role)
-        front = {"license": licence, "language": "en", "datasets": [f"acme/{role}-data"]}
-        (home / role / "README.md").write_text(f"---\n{yaml.safe_dump(front)}---\n# {role}\n")
-    recipe = "models: {sft: acme/sft, rlhf: acme/rlhf@v2}\nmerge: {ratios: [0.7, 0.4, 0.1]}\n"
-    (home / "hub.yaml").write_text(recipe + "output: {max_shard_size: 100KB}\n")
-    with running_hub() as hub:
-        fill(hub, home)
-        done = run(hub, "merge", "hub.yaml", "out", cwd=home)
-    assert done.code == 0, done.err
-    return home
-
-
-@pytest.fixture
-def home(merged: Path, tmp_path: Path, hub: Hub) -> Path:
-    """A copy of that folder that a test may change, and the repositories on its Hub."""
-    shutil.copytree(merged, tmp_path / "home", symlinks=True)
-    fill(hub, tmp_path / "home")
-    return tmp_path / "home"
-
-
-def fill(hub: Hub, home: Path) -> None:
-    """The two repositories."""
-    hub.repos |= {"acme/sft": {"main": home / "sft"}, "acme/rlhf": {"v2": home / "rlhf", "main": home / "sft"}}
-
-
-def run(hub: Hub, *args: str | Path, cwd: Path, **env: str) -> Run:
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE}
-    done = run_amatax(*args, cwd=cwd, env={**settings, **env})
-    for token in (WRITE, READ):
-        assert token not in done.out + done.err
-    assert "Traceback" not in done.err
-    return done
+from tests.hub import Fault, Hub
+from tests.publishing.conftest import READ, WRITE, run
 
 
 @pytest.mark.parametrize("xet", ["0", "1"])
@@ -370,61 +321,3 @@ def test_quiet_is_quiet(hub: Hub, home: Path) -> None:
     for _ in range(2):
         done = run(hub, "push", "out", "acme/merged", "--quiet", cwd=home)
         assert (done.code, done.out, done.err) == (0, "", "")
-
-
-def shipped(hub: Hub, cwd: Path, *more: str, **env: str) -> Run:
-    return run(hub, "merge", "hub.yaml", "--stream", "--push", "acme/shipped", "--threads", "1", *more, cwd=cwd, **env)
-
-
-def no_weights_here(home: Path) -> bool:
-    return not [p for p in home.rglob("*.safetensors") if not {"sft", "rlhf", "out"} & set(p.relative_to(home).parts)]
-
-
-@pytest.mark.parametrize("xet", ["0", "1"])
-def test_shards_go_to_the_hub_as_they_are_finished(hub: Hub, home: Path, xet: str) -> None:
-    shutil.rmtree(home / "hf")
-    done = shipped(hub, home, "--json", HF_HUB_DISABLE_XET=xet)
-    assert done.code == 0, done.err
-    assert done.json["pushed"]["commit"] == hub.commit("acme/shipped", "main")
-    there = hub.folder("acme/shipped", "main")
-    for path in (home / "out").iterdir():
-        if path.name not in ("README.md", "amatax_recipe.yaml", "amatax_record.json"):
-            assert (there / path.name).read_bytes() == path.read_bytes(), path
-    assert not (home / "shipped").exists()
-    assert not (home / "shipped.unfinished").exists()
-    assert no_weights_here(home)
-    assert set(hub.repos["acme/shipped"]) == {"main"}, "the branch stays"
-
-
-def test_shards_into_a_pull_request(hub: Hub, home: Path) -> None:
-    assert run(hub, "push", "out", "acme/shipped", cwd=home).code == 0
-    before = hub.commit("acme/shipped", "main")
-    (home / "hub.yaml").write_text((home / "hub.yaml").read_text().replace("0.7", "0.6"))
-    done = shipped(hub, home, "--create-pr", "--json")
-    assert done.code == 0, done.err
-    assert "discussions" in done.json["pushed"]["url"]
-    assert hub.commit("acme/shipped", "main") == before
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(r"GET /cdn/.*safetensors", skip=60, cut=0, times=999),  # on the reading side
-        Fault(r"POST .*/commit/amatax-", skip=2, status=500, times=999),  # on the writing side
-        Fault(r"POST .*/commit/main", status=500, times=999),  # at the last commit
-    ],
-)
-def test_a_break_on_either_side(hub: Hub, home: Path, fault: Fault) -> None:
-    hub.faults = [fault]
-    broken = shipped(hub, home)
-    assert broken.code == 2, broken.out
-    assert "->" in broken.err
-    assert fault.hits
-    assert "acme/shipped" not in hub.repos or not (hub.folder("acme/shipped", "main") / "README.md").exists()
-    hub.faults = []
-    done = shipped(hub, home)
-    assert done.code == 0, done.err
-    resent = [line for line in done.err.splitlines() if line.startswith("sending ") and line in broken.err.splitlines()]
-    assert len(resent) <= 1, done.err  # the one that was on its way
-    for path in (home / "out").glob("*.safetensors"):
-        assert (hub.folder("acme/shipped", "main") / path.name).read_bytes() == path.read_bytes()

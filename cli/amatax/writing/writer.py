@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +53,21 @@ def write_model(
             resumed(work)
             if carrier is not None:
                 work.carry(carrier)
-            workers = None
-            for shard in plan.shards:
-                if shard.file in work.done:
-                    continue
-                workers = workers or streamer()
-                partial = work.folder / f"{shard.file}.partial"
-                results = write_shard(partial, shard, plan, workers, wait)
-                work.finish_shard(partial, shard_entry(shard.file, shard.nbytes, plan, results))
-                if carrier is not None:
-                    work.carry(carrier)
+            workers, travelling = None, None
+            with _one_thread() as thread:
+                for shard in plan.shards:
+                    if shard.file in work.done:
+                        continue
+                    workers = workers or streamer()
+                    partial = work.folder / f"{shard.file}.partial"
+                    results = write_shard(partial, shard, plan, workers, wait)
+                    if travelling is not None:  # while this one was merged; no more than these two are ever here
+                        travelling.result()
+                    work.finish_shard(partial, shard_entry(shard.file, shard.nbytes, plan, results))
+                    if carrier is not None:
+                        travelling = thread.submit(work.carry, carrier)
+                if travelling is not None:
+                    travelling.result()
             entries = [work.done[shard.file] for shard in plan.shards]
             write_side_files(plan, work.folder)
             loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
@@ -78,3 +85,18 @@ def write_model(
         raise OutputError(
             f"{where}: {error.strerror}", "check the disk and the permissions, then run it again"
         ) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread beside this one; after Ctrl-C nobody waits for it."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        pool.shutdown()
+        raise
+    pool.shutdown()

@@ -1,0 +1,81 @@
+"""merge --stream --push: shards go to the Hub as they are finished; neither side ever holds more than it should."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from tests.hub import Fault, Hub
+from tests.publishing.conftest import run
+
+
+def shipped(hub: Hub, cwd: Path, *more: str, **env: str) -> Run:
+    return run(hub, "merge", "hub.yaml", "--stream", "--push", "acme/shipped", "--threads", "1", *more, cwd=cwd, **env)
+
+
+def no_weights_here(home: Path) -> bool:
+    return not [p for p in home.rglob("*.safetensors") if not {"sft", "rlhf", "out"} & set(p.relative_to(home).parts)]
+
+
+@pytest.mark.parametrize("xet", ["0", "1"])
+def test_shards_go_to_the_hub_as_they_are_finished(hub: Hub, home: Path, xet: str) -> None:
+    shutil.rmtree(home / "hf")
+    done = shipped(hub, home, "--json", HF_HUB_DISABLE_XET=xet)
+    assert done.code == 0, done.err
+    assert done.json["pushed"]["commit"] == hub.commit("acme/shipped", "main")
+    there = hub.folder("acme/shipped", "main")
+    for path in (home / "out").iterdir():
+        if path.name not in ("README.md", "amatax_recipe.yaml", "amatax_record.json"):
+            assert (there / path.name).read_bytes() == path.read_bytes(), path
+    assert not (home / "shipped").exists()
+    assert not (home / "shipped.unfinished").exists()
+    assert no_weights_here(home)
+    assert set(hub.repos["acme/shipped"]) == {"main"}, "the branch stays"
+
+
+def test_shards_into_a_pull_request(hub: Hub, home: Path) -> None:
+    assert run(hub, "push", "out", "acme/shipped", cwd=home).code == 0
+    before = hub.commit("acme/shipped", "main")
+    (home / "hub.yaml").write_text((home / "hub.yaml").read_text().replace("0.7", "0.6"))
+    done = shipped(hub, home, "--create-pr", "--json")
+    assert done.code == 0, done.err
+    assert "discussions" in done.json["pushed"]["url"]
+    assert hub.commit("acme/shipped", "main") == before
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(r"GET /cdn/.*safetensors", skip=60, cut=0, times=999),  # on the reading side
+        Fault(r"POST .*/commit/amatax-", skip=2, status=500, times=999),  # on the writing side
+        Fault(r"POST .*/commit/main", status=500, times=999),  # at the last commit
+    ],
+)
+def test_a_break_on_either_side(hub: Hub, home: Path, fault: Fault) -> None:
+    hub.faults = [fault]
+    broken = shipped(hub, home)
+    assert broken.code == 2, broken.out
+    assert "->" in broken.err
+    assert fault.hits
+    assert "acme/shipped" not in hub.repos or not (hub.folder("acme/shipped", "main") / "README.md").exists()
+    hub.faults = []
+    done = shipped(hub, home)
+    assert done.code == 0, done.err
+    resent = [line for line in done.err.splitlines() if line.startswith("sending ") and line in broken.err.splitlines()]
+    assert len(resent) <= 1, done.err  # the one that was on its way
+    for path in (home / "out").glob("*.safetensors"):
+        assert (hub.folder("acme/shipped", "main") / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_shard_travels_while_the_next_one_is_merged(hub: Hub, home: Path) -> None:
+    """Between a shard's upload, which is slow, and its commit, tensors of the next one are read."""
+    hub.faults = [Fault(r"PUT /lfs/", stall=2.0)]
+    done = shipped(hub, home, HF_HUB_DISABLE_XET="1")
+    assert done.code == 0, done.err
+    asked = [f"{method} {path}" for method, path in hub.requests]
+    begin = next(i for i, line in enumerate(asked) if line.startswith("PUT /lfs/"))
+    end = next(i for i, line in enumerate(asked) if "POST" in line and "/commit/amatax-" in line)
+    assert [line for line in asked[begin:end] if line.startswith("GET /cdn/") and line.endswith(".safetensors")]
