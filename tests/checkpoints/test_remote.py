@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amatax.checkpoints.checkpoint import Checkpoint, WeightFile
+from amatax.checkpoints.remote import _check_room
+from amatax.errors import HubError
 from tests.conftest import Run, run_amatax
 from tests.hub import Fault, Hub
 
@@ -188,9 +192,27 @@ def test_bin_files_are_downloaded(hub: Hub, recipe: Path, siblings: Path) -> Non
     """They have no header that could be read alone."""
     torch.save(load_file(siblings / "sft" / "model.safetensors"), siblings / "sft" / "pytorch_model.bin")
     (siblings / "sft" / "model.safetensors").unlink()
-    done = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings)
+    done = run(hub, "merge", "hub.yaml", "out", "--dry-run", "--json", cwd=siblings)
     assert done.code == 0, done.err
     assert "pytorch_model.bin" in cached(siblings)
+    assert any("acme/sft: .bin weights have no header" in note for note in done.json["notes"])
+
+
+def test_room_for_what_is_still_to_come(tmp_path: Path) -> None:
+    """What an interrupted download has brought counts; what is there already does not matter."""
+    free, folder = shutil.disk_usage(tmp_path).free, tmp_path / "snapshots" / "c"
+    files = [WeightFile(folder / name, size, "", 0, 0) for name, size in (("a", free * 2), ("b", 1000))]
+    checkpoint = Checkpoint("acme/sft", "c", folder, tmp_path, {}, {}, files, [], {"a": "", "b": ""})
+    with pytest.raises(
+        HubError, match=r"acme/sft@c: .* GB are still to come, the cache's disk has .* GB free"
+    ) as error:
+        _check_room(checkpoint, ["a", "b"])
+    assert "--stream" in str(error.value.hint)
+    _check_room(checkpoint, ["b"])
+    (tmp_path / "blobs").mkdir()
+    with (tmp_path / "blobs" / "x.incomplete").open("wb") as file:
+        file.truncate(free + free // 2)  # sparse
+    _check_room(checkpoint, ["a", "b"])
 
 
 def test_a_repository_that_holds_no_model(hub: Hub, recipe: Path, siblings: Path) -> None:

@@ -95,6 +95,20 @@ def test_what_a_fit_measured_is_on_the_card(hub: Hub, home: Path) -> None:
     assert "| held out | 0.4000 | 0.3000 | -0.1000 (-0.2000 to -0.0500) |" in card.text
 
 
+def test_what_hf_download_brings_is_not_the_models(hub: Hub, home: Path) -> None:
+    """A published merge, downloaded to a folder, can be pushed on."""
+    assert run(hub, "push", "out", "acme/merged", cwd=home).code == 0
+    shutil.copytree(hub.folder("acme/merged", "main"), home / "down")
+    (home / "down" / ".cache" / "huggingface" / "download").mkdir(parents=True)
+    (home / "down" / ".cache" / "huggingface" / "download" / "config.json.metadata").write_text("")
+    done = run(hub, "push", "down", "acme/again", cwd=home)
+    assert done.code == 0, done.err
+    assert not [path for path in hub.folder("acme/again", "main").rglob("*") if "cache" in str(path.name)]
+    assert (hub.folder("acme/merged", "main") / "model-00001-of-00005.safetensors").read_bytes() == (
+        hub.folder("acme/again", "main") / "model-00001-of-00005.safetensors"
+    ).read_bytes()
+
+
 def test_merge_and_push_in_one(hub: Hub, home: Path) -> None:
     done = run(hub, "merge", "hub.yaml", "two", "--push", "acme/two", "--private", "--json", cwd=home)
     assert done.code == 0, done.err

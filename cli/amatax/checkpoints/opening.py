@@ -33,7 +33,10 @@ def open_checkpoint(model: str, *, remote: bool = False) -> Checkpoint:
             return open_folder(found.folder, model, found.commit, root=found.root)
         folder, commit, whole = fetch(model)
         try:
-            return open_folder(folder, model, commit, root=folder.parent.parent)
+            found = open_folder(folder, model, commit, root=folder.parent.parent)
+            if whole and remote:
+                found.notes.append(f"{model}: .bin weights have no header to read from afar: all of it was downloaded")
+            return found
         except CheckpointError as error:
             if whole:
                 raise

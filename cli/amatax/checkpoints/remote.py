@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Sequence
 from glob import escape
 from pathlib import Path
@@ -176,6 +177,7 @@ def download(checkpoint: Checkpoint) -> None:
     wanted = {checkpoint.name_of(file.path) for file in checkpoint.files}
     wanted |= {name for name in checkpoint.names if is_side_file(name)}
     fresh = sorted(name for name in wanted if not (checkpoint.folder / name).exists())
+    _check_room(checkpoint, fresh)
     options: dict[str, Any] = {"library_name": "amatax", "library_version": __version__}
     try:
         patterns = sorted(escape(name) for name in wanted)
@@ -186,6 +188,18 @@ def download(checkpoint: Checkpoint) -> None:
         raise
     except Exception as error:
         raise hub_error(error, repo, revision) from error
+
+
+def _check_room(checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """Whether the cache's disk holds what is not there yet; what an interrupted download left is."""
+    needed = sum(file.size for file in checkpoint.files if checkpoint.name_of(file.path) in names)
+    needed -= sum(path.stat().st_size for path in (checkpoint.root / "blobs").glob("*.incomplete"))
+    free = shutil.disk_usage(checkpoint.root).free
+    if needed > free:
+        raise HubError(
+            f"{checkpoint.pinned}: {needed / 1e9:.2f} GB are still to come, the cache's disk has {free / 1e9:.2f} GB free",
+            "free some space, name a folder on another disk in HF_HUB_CACHE, or merge with --stream",
+        )
 
 
 def _check(checkpoint: Checkpoint, names: Sequence[str]) -> None:
