@@ -1,4 +1,4 @@
-"""Responses of the family's RLHF model, sampled once for all tests."""
+"""The family's models in one, and responses of its RLHF model, sampled once for all tests."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from amatax.fitting.merged_model import MergedModel, load_merged_model
+from amatax.fitting.records import read_records
+from amatax.fitting.samples import Sample, tokenize
+from amatax.fitting.variables import Variables, choose_variables, tensor_groups
+from amatax.planning.plan import make_plan
+from amatax.recipes.loading import load_recipe
 from tests.conftest import Run
 from tests.forked import Warm
 
 FAMILY = Path(__file__).resolve().parents[2] / "merge_recipes" / "family"
+RECIPE = FAMILY.parent / "quickstart.yaml"
 
 
 @pytest.fixture(scope="session")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 prompts with a sampled response each."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
@@ -54,3 +61,27 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., R
     )
     yield lambda *args, cwd: server.run(cwd, *args)
     server.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> object:
+    """The family's."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(FAMILY / "sft")
+
+
+@pytest.fixture(scope="module")
+def samples(distilled: Path, tokenizer: object) -> list[Sample]:
+    """The responses, tokenized."""
+    records, _ = read_records(distilled, responses=True)
+    return tokenize(records, tokenizer, raw=False)[0]
+
+
+@pytest.fixture(scope="module")
+def merged() -> tuple[Variables, MergedModel]:
+    """SFT and RLHF in one, with three blocks."""
+    plan = make_plan(load_recipe(RECIPE))
+    variables = choose_variables(plan.ratios, plan.model, 3, groups=False, free_head=False, weigh_by_layers=False)
+    groups, rows = tensor_groups(plan, variables)
+    return variables, load_merged_model(plan, groups, rows, compute=torch.float32)

@@ -1,0 +1,124 @@
+"""Tax-aware fits: the bound is kept, the gradient of the divergence is right, faults are said."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from amatax import api
+from amatax.commands.fit_ratios import trace_lines
+from amatax.fitting.evidence import Interval
+from amatax.fitting.fit import fit
+from amatax.fitting.job import Fitted
+from amatax.fitting.likelihood import Measured, measure
+from amatax.fitting.merged_model import MergedModel
+from amatax.fitting.optimum import Optimum
+from amatax.fitting.passes import Passes
+from amatax.fitting.picture import draw_front
+from amatax.fitting.problem import Keep
+from amatax.fitting.result import Fit, Part, Tradeoff
+from amatax.fitting.samples import Sample
+from amatax.fitting.variables import Variables
+from amatax.recipes.schema import Ratios
+from tests.conftest import Run
+from tests.fitting.conftest import RECIPE
+
+
+def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple[Variables, MergedModel]) -> None:
+    """KL(SFT || merged) is at most what was allowed, and no uniform average within it explains the data better."""
+    variables, model = merged
+    data, kept = samples[:8], samples[12:18]
+    found = fit(
+        model, variables, data, [], None, Passes(None, {}), watcher=api.Watcher(), keep=Keep(kept, [], most=0.05)
+    )
+    rows = {row.name: row for row in found.tradeoff}
+    assert rows["sft"].kl == pytest.approx(0, abs=1e-6)
+    assert rows["tax-aware"].kl <= 0.05 * 1.01
+    assert rows["uniform"].kl == pytest.approx(rows["tax-aware"].kl, rel=5e-3)  # compared at the same price
+    assert rows["rlhf"].kl > 0.05
+    assert rows["tax-aware"].nll <= rows["uniform"].nll
+    with torch.no_grad():
+        model.variables.copy_(torch.tensor(found.values, dtype=torch.float64))
+        total = 0.0
+        for sample in kept:
+            both = []
+            for ratios in (model.everywhere(0), None):
+                with model.merging(ratios):
+                    both.append(model.model(torch.tensor([sample.ids])).logits[0].log_softmax(-1))
+            before, after = (logs[sample.start - 1 : len(sample.ids) - 1] for logs in both)
+            total += float((before.exp() * (before - after)).sum())
+    count = sum(len(s.ids) - s.start for s in kept)
+    assert total / count == pytest.approx(rows["tax-aware"].kl, rel=1e-4)
+
+
+def test_several_bounds_are_traced(tmp_path: Path) -> None:
+    """In a table, and as a front in a picture."""
+    interval = Interval(-0.1, -0.2, -0.05)
+    part = Part(samples=4, tokens=9, sft=0.6, rlhf=0.2, uniform=0.4, fitted=0.3, gain=interval)
+    fits = []
+    for bound, nll in ((0.02, 0.5), (0.1, 0.35)):
+        rows = [Tradeoff("sft", 0.0, 0.6, 0.0), Tradeoff("rlhf", 1.0, 0.2, 0.9), Tradeoff("plain", 0.4, 0.3, 0.4)]
+        rows += [Tradeoff("uniform", 0.3, nll + 0.05, bound), Tradeoff("tax-aware", 0.4, nll, bound)]
+        one = Fit(
+            alpha=0.4,
+            names=["block 0", "block 1"],
+            values=[0.2, 0.6],
+            intervals=[None, None],
+            ratios=Ratios(blocks=[0.2, 0.6]),
+            fitted=part,
+            held_out=None,
+            verdict="not tested",
+            optima=1,
+            descent=Optimum([0.2, 0.6], nll, 2, [0.4, 0.4], [0.4, nll]),
+            passes=2,
+            tradeoff=rows,
+            bound=bound,
+        )
+        fits.append(Fitted(tmp_path / f"f-kl{bound}.yaml", one, {}))
+    shown = [line.split() for line in trace_lines(fits)[3:]]
+    assert [row[2:4] for row in shown if row] == [[b, n] for b in ("0.02,", "0.1,") for n in ("uniform", "tax-aware")]
+    assert trace_lines(fits[:1]) == []
+    draw_front([fitted.fit for fitted in fits], tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_gradient_of_the_divergence(samples: list[Sample], merged: tuple[Variables, MergedModel]) -> None:
+    _, model = merged
+    model.hold_mean(None)
+    data = samples[:4]
+
+    def at(values: list[float], gradient: bool = False) -> Measured:
+        with torch.no_grad():
+            model.variables.copy_(torch.tensor(values, dtype=torch.float64))
+        return measure(model, data, gradient=gradient, divergence=True)
+
+    values, step = [0.6, 0.3, 0.5], 0.02
+    slope = at(values, True).gradient
+    for i in range(3):
+        ends = [at([v + sign * step * (i == j) for j, v in enumerate(values)]).mean for sign in (1, -1)]
+        assert float(slope[i]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=2e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--max-kl", "0.1"], ["need --keep"]),
+        (["--keep", "D.jsonl"], ["--keep needs --max-kl or --keep-weight"]),
+        (["--keep", "D.jsonl", "--max-kl", "0.1", "--keep-weight", "1"], ["one of them only"]),
+        (["--keep", "D.jsonl", "--max-kl", "-1"], ["positive"]),
+        (["--keep", "D.jsonl", "--max-kl", "nan"], ["positive"]),
+        (["--keep", "absent.jsonl", "--max-kl", "0.1"], ["absent.jsonl: no such file"]),
+    ],
+)
+def test_faults_of_a_tax_aware_fit(
+    distilled: Path, tmp_path: Path, arguments: list[str], words: list[str], forked: Callable[..., Run]
+) -> None:
+    shutil.copy(distilled, tmp_path / "D.jsonl")
+    done = forked("fit-ratios", RECIPE, "--data", "D.jsonl", "-o", "f.yaml", *arguments, cwd=tmp_path)
+    assert done.code == 2, done.err
+    assert all(word in done.err for word in words), done.err
+    assert "->" in done.err
