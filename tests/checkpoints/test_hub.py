@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.conftest import Run, run_amatax
 from tests.hub import Fault, Hub
@@ -88,17 +90,57 @@ def test_refusals(hub: Hub, recipe: Path, siblings: Path, refusal: tuple[int, st
     assert "Traceback" not in done.err
 
 
-def test_other_bytes_than_the_hash_says(hub: Hub, recipe: Path, siblings: Path) -> None:
+WEIGHTS = "model-00002-of-00003.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "more"),
+    [
+        (WEIGHTS, Fault(rf"GET /cdn/acme/rlhf.*{WEIGHTS}", skip=2, flip=5000), ()),  # the first two fetch headers
+        ("config.json", Fault(r"GET /acme/rlhf/resolve/[^/]*/config.json", flip=20), ()),
+        ("tokenizer.json", Fault(r"GET /(cdn/)?acme/rlhf.*tokenizer.json", flip=5000), ("--stream",)),
+        ("tokenizer.json", Fault(r"GET /(cdn/)?acme/rlhf.*tokenizer.json", flip=5000), ()),
+        ("pytorch_model.bin", Fault(r"GET /cdn/acme/rlhf.*pytorch_model.bin", flip=100_000), ()),
+    ],
+)
+def test_other_bytes_than_the_hash_says(
+    hub: Hub, recipe: Path, siblings: Path, name: str, fault: Fault, more: tuple[str, ...]
+) -> None:
     """A download of the right size: it is noticed, removed, and comes again."""
-    name = "model-00002-of-00003.safetensors"
-    hub.faults.append(Fault(rf"GET /cdn/acme/rlhf.*{name}", skip=2, flip=5000))  # the first two fetch headers
-    done = run(hub, "merge", recipe, "out", cwd=siblings)
-    assert done.code == 2
-    assert f"{name} arrived as other bytes than the Hub's sha256 says" in done.err
+    for role in ("sft", "rlhf"):
+        (siblings / role / "tokenizer.json").write_text("{}" + " " * 100_000)
+    recipe.write_text(recipe.read_text() + "output: {tokenizer: rlhf}\n")
+    if name.endswith(".bin"):
+        tensors: dict[str, torch.Tensor] = {}
+        for file in (siblings / "rlhf").glob("model*.safetensors*"):
+            tensors |= load_file(file) if file.suffix == ".safetensors" else {}
+            file.unlink()
+        torch.save(tensors, siblings / "rlhf" / name)
+    hub.faults.append(fault)
+    done = run(hub, "merge", recipe, "out", *more, cwd=siblings)
+    assert fault.hits
+    assert done.code == 2, done.out
+    assert f"acme/rlhf: {name} arrived as other bytes than the Hub's hash says" in done.err
     assert "run the same command again" in done.err
     assert not (siblings / "out").exists()
-    again = run(hub, "merge", recipe, "out", cwd=siblings)
+    again = run(hub, "merge", recipe, "out", *more, cwd=siblings)
     assert again.code == 0, again.err
+    assert not list((siblings / "hf").rglob("amatax-unchecked*"))
+
+
+def test_what_an_interrupted_download_left_is_compared(hub: Hub, recipe: Path, siblings: Path) -> None:
+    """One file arrives with another byte, the next one not at all: the first is not taken for good when the command is given again."""
+    hub.faults = [
+        Fault(rf"GET /cdn/acme/rlhf.*{WEIGHTS}", skip=2, flip=5000),
+        Fault(r"GET /cdn/acme/rlhf.*model-00003-of-00003.safetensors", skip=2, times=1, status=403),
+    ]
+    broken = run(hub, "merge", recipe, "out", cwd=siblings)
+    assert broken.code == 2, broken.out
+    assert "other bytes" not in broken.err
+    again = run(hub, "merge", recipe, "out", cwd=siblings)
+    assert again.code == 2, again.out
+    assert f"{WEIGHTS} arrived as other bytes" in again.err
+    assert run(hub, "merge", recipe, "out", cwd=siblings).code == 0
 
 
 def test_a_missing_revision(hub: Hub, recipe: Path, siblings: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amatax.checkpoints.checkpoint import Checkpoint, WeightFile
-from amatax.checkpoints.remote import _check_room
+from amatax.checkpoints.downloads import Download, check_room
 from amatax.errors import HubError
 from tests.conftest import Run, run_amatax
 from tests.hub import Fault, Hub
@@ -198,21 +197,30 @@ def test_bin_files_are_downloaded(hub: Hub, recipe: Path, siblings: Path) -> Non
     assert any("acme/sft: .bin weights have no header" in note for note in done.json["notes"])
 
 
+def a_download(root: Path, repo: str, **sizes: int) -> Download:
+    folder = root / repo / "snapshots" / "c"
+    folder.mkdir(parents=True)
+    return Download(repo, "c", "", folder, {name: (f"digest of {name}", size) for name, size in sizes.items()})
+
+
 def test_room_for_what_is_still_to_come(tmp_path: Path) -> None:
-    """What an interrupted download has brought counts; what is there already does not matter."""
-    free, folder = shutil.disk_usage(tmp_path).free, tmp_path / "snapshots" / "c"
-    files = [WeightFile(folder / name, size, "", 0, 0) for name, size in (("a", free * 2), ("b", 1000))]
-    checkpoint = Checkpoint("acme/sft", "c", folder, tmp_path, {}, {}, files, [], {"a": "", "b": ""})
-    with pytest.raises(
-        HubError, match=r"acme/sft@c: .* GB are still to come, the cache's disk has .* GB free"
-    ) as error:
-        _check_room(checkpoint, ["a", "b"])
+    """For all models and the output together; what is there under any name, and what an interrupted download left, is not asked for."""
+    free = shutil.disk_usage(tmp_path).free
+    sft, rlhf = a_download(tmp_path, "sft", a=free * 2 // 3, small=0), a_download(tmp_path, "rlhf", b=free * 2 // 3)
+    check_room([sft])
+    with pytest.raises(HubError, match=r"GB free, and still to come are sft .* GB, rlhf .* GB$") as error:
+        check_room([sft, rlhf])
     assert "--stream" in str(error.value.hint)
-    _check_room(checkpoint, ["b"])
-    (tmp_path / "blobs").mkdir()
-    with (tmp_path / "blobs" / "x.incomplete").open("wb") as file:
-        file.truncate(free + free // 2)  # sparse
-    _check_room(checkpoint, ["a", "b"])
+    with pytest.raises(HubError, match=r"still to come are sft .* GB, the output .* GB$"):
+        check_room([sft], {tmp_path: free * 2 // 3})
+    (rlhf.root / "blobs").mkdir()
+    (rlhf.root / "blobs" / "digest of b").touch()  # another commit's snapshot has it
+    check_room([sft, rlhf], {tmp_path: 0})
+    (sft.root / "blobs").mkdir()
+    (sft.root / "blobs" / "digest of b.1234.incomplete").write_bytes(bytes(1 << 20))
+    assert sft.to_come() == free * 2 // 3
+    (sft.root / "blobs" / "digest of a.1234.incomplete").write_bytes(bytes(1 << 20))
+    assert sft.to_come() <= free * 2 // 3 - (1 << 20)
 
 
 def test_a_repository_that_holds_no_model(hub: Hub, recipe: Path, siblings: Path) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from amatax.api.common import RecipeSource, Watcher, as_recipe
 from amatax.api.pushing import check_push, push
-from amatax.checkpoints.remote import fetch_side_files, remember_name
+from amatax.checkpoints.downloads import check_room, remember_name
+from amatax.checkpoints.remote import fetch_side_files, wanted
 from amatax.errors import CheckpointError, OutputError
 from amatax.planning.destination import RECIPE, RECORD, State
 from amatax.planning.memory import default_threads
@@ -246,9 +247,14 @@ def _downloaded(planned: Plan, watcher: Watcher, *, overwrite: bool = False) -> 
     watcher.say(
         f"fetching {' and '.join(c.pinned for c in far.values())}, {size / 1e9:.2f} GB where not in the cache yet"
     )
+    place = (planned.output or Path()).resolve()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    beside = {} if planned.found is State.SAME else {there: planned.writes}
+    downloads = [wanted(checkpoint) for checkpoint in far.values()]
+    check_room(downloads, beside)
     near = make_plan(planned.recipe, planned.output, overwrite=overwrite)
-    for checkpoint in far.values():
-        remember_name(checkpoint)
+    for download in downloads:  # planned at its commit; offline the name is asked for
+        remember_name(download)
     return near
 
 

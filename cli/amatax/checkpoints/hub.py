@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from amatax.checkpoints.downloads import Download, bring, fetch_file
 from amatax.checkpoints.hub_client import hub_api, patiently
 from amatax.checkpoints.hub_errors import hub_error, meant, unreachable
 from amatax.checkpoints.side_names import is_side_file
@@ -22,27 +23,23 @@ def fetch(model: str) -> tuple[Path, str, bool]:
     Raises:
         HubError: naming the repository and the next step.
     """
-    from huggingface_hub import snapshot_download
-
-    from amatax import __version__
-
     repo, _, revision = model.partition("@")
     try:
         try:
             api = hub_api()
-            info = patiently(lambda: api.model_info(repo, revision=revision or None))
+            info = patiently(lambda: api.model_info(repo, revision=revision or None, files_metadata=True))
         except Exception as error:
             if not unreachable(error):
                 raise
             return *_cached(repo, revision), False
-        files = needed([sibling.rfilename for sibling in info.siblings or []])
-        # by its name, not by the commit: the cache then knows the name offline too
-        folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=files, library_name="amatax", library_version=__version__
-        )
-        if Path(folder).name != info.sha:
-            raise HubError(f"{repo}: the revision {revision or 'main'!r} moved while it was downloaded", "run it again")
-        return Path(folder), Path(folder).name, True
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        digests = {name: str(s.lfs.sha256 if s.lfs else s.blob_id or "") for name, s in siblings.items()}
+        files = {name: (digests[name], siblings[name].size or 0) for name in needed(list(siblings))}
+        if "config.json" not in files:
+            raise HubError(f"{repo}: not a model (no config.json)", "check the id and the revision")
+        folder = fetch_file(repo, "config.json", info.sha, digests["config.json"]).parent
+        bring(Download(repo, str(info.sha), revision, folder, files))
+        return folder, folder.name, True
     except HubError:
         raise
     except Exception as error:

@@ -29,8 +29,10 @@ def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = Fal
         repo, revision: what was asked for.
         writing: it was to be changed, not read.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    if type(error) is RuntimeError and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # of an upload by LFS
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     said = re.sub(r"(?i)bearer \S+|hf_\w+", "(a token)", next(iter(str(error).splitlines()), repr(error)))
     said = re.sub(r"\?\S*(Signature|X-Amz)\S*", "", said)  # links that open something are nobody's to read
@@ -51,7 +53,7 @@ def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = Fal
     cases: list[tuple[type[Exception], str, str]] = [
         (errors.LocalTokenNotFoundError, "nobody is logged in, and no token is given", LOGIN),
         (errors.GatedRepoError, "is gated", f"ask for access on its page, then {LOGIN}"),
-        (errors.RevisionNotFoundError, f"has no revision {revision!r}", f"see its branches and tags: https://huggingface.co/{repo}/tree/main"),
+        (errors.RevisionNotFoundError, f"has no revision {revision!r}", f"see its branches and tags: {constants.ENDPOINT}/{repo}/tree/main"),
         (errors.RepositoryNotFoundError, "does not exist, or is private", f"check the id; if it is private, {LOGIN}"),
         (errors.HFValidationError, "is no Hub id", "a Hub id is owner/name; a folder begins with ./, ../, / or ~"),
         (errors.LocalEntryNotFoundError, "is not in the local cache, and the Hub cannot be reached", f"`hf download {repo}`"),
@@ -68,7 +70,8 @@ def hub_error(error: Exception, repo: str, revision: str, *, writing: bool = Fal
     if writing and isinstance(error, ValueError) and "metadata" in str(error):
         because = " ".join(str(error).split())
         cases.insert(0, (ValueError, f"the Hub refuses the model card: {because}", "see what the inputs' cards say"))
-    if isinstance(error, RuntimeError) and not isinstance(error, errors.HfHubHTTPError) and "rror" in said:
+    by_xet = type(error) is RuntimeError and "rror" in said and not constants.HF_HUB_DISABLE_XET
+    if by_xet:
         hint = "run it again; HF_HUB_DISABLE_XET=1 goes without xet"
         cases.insert(0, (RuntimeError, f"the transfer by xet failed ({said})", hint))
     if unreachable(error) and (told := re.search(r"\b(400|401|403)\b", said)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from amatax.checkpoints.checkpoint import Checkpoint
+from amatax.checkpoints.downloads import bring
 from amatax.checkpoints.folder import open_folder
 from amatax.checkpoints.hub import fetch
-from amatax.checkpoints.remote import download, open_remote
+from amatax.checkpoints.remote import open_remote, wanted
 from amatax.errors import CheckpointError, HubError
 from amatax.recipes.schema import expand_home, is_folder
 
@@ -29,7 +30,7 @@ def open_checkpoint(model: str, *, remote: bool = False) -> Checkpoint:
         if found is not None and remote:
             return found
         if found is not None:
-            download(found)
+            bring(wanted(found))
             return open_folder(found.folder, model, found.commit, root=found.root)
         folder, commit, whole = fetch(model)
         try:

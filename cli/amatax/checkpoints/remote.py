@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Iterable, Sequence
-from glob import escape
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amatax import __version__
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, WeightFile
+from amatax.checkpoints.downloads import Download, fetch_file
 from amatax.checkpoints.folder import gather, read_config, read_json, weight_files
 from amatax.checkpoints.header import header_length, parse_header
 from amatax.checkpoints.hub_client import hub_api, patiently, range_options
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 SPARE = 700_000  # bytes that all first requests together may ask for
 FIRST = 1 << 16  # bytes of one first request, at most; most headers fit
 AT_ONCE = 8  # requests
-SHA256 = 64  # letters
 ATTEMPTS = 3  # at a range whose connection breaks
 
 
@@ -65,8 +63,10 @@ def _open(model: str, repo: str, info: ModelInfo) -> Checkpoint | None:
 
     if "config.json" not in there:
         raise _no_config(repo, there)
-    folder = _fetch(repo, "config.json", commit).parent
-    names, weight_map, notes = weight_files(repo, there, lambda index: read_json(_fetch(repo, index, commit)))
+    folder = fetch_file(repo, "config.json", commit, listing["config.json"]).parent
+    names, weight_map, notes = weight_files(
+        repo, there, lambda index: read_json(fetch_file(repo, index, commit, listing[index]))
+    )
     if any(name.endswith(".bin") for name in names):
         return None
     if lost := [name for name in names if name not in listing]:
@@ -91,17 +91,8 @@ def fetch_side_files(files: Iterable[Path], checkpoints: Iterable[Checkpoint]) -
     for checkpoint in checkpoints:
         for name in checkpoint.names if checkpoint.remote is not None else ():
             if checkpoint.folder / name in wanted:
-                _fetch(checkpoint.ref.partition("@")[0], name, str(checkpoint.commit))
-
-
-def _fetch(repo: str, name: str, revision: str | None) -> Path:
-    """A small file, into huggingface_hub's cache."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repo, name, revision=revision, library_name="amatax", library_version=__version__))
-    except Exception as error:
-        raise hub_error(error, repo, revision or "") from error
+                repo = checkpoint.ref.partition("@")[0]
+                fetch_file(repo, name, str(checkpoint.commit), (checkpoint.remote or {})[name])
 
 
 def _header(repo: str, name: str, commit: str, folder: Path, first: int) -> tuple[list[TensorEntry], WeightFile]:
@@ -163,72 +154,13 @@ def _body(response: Any, most: int) -> bytes:
     return data
 
 
-def download(checkpoint: Checkpoint) -> None:
-    """Bring everything that a merge reads of a repository opened by its headers, at its commit, into huggingface_hub's cache.
-
-    What was not there yet is compared with the Hub's sha256 of it: the client itself looks at sizes alone.
-
-    Raises:
-        HubError: if it cannot be fetched, or is something else; what has arrived well is kept.
-    """
-    from huggingface_hub import snapshot_download
-
+def wanted(checkpoint: Checkpoint) -> Download:
+    """Everything that a merge reads of a repository opened by its headers, at its commit."""
     repo, _, revision = checkpoint.ref.partition("@")
-    wanted = {checkpoint.name_of(file.path) for file in checkpoint.files}
-    wanted |= {name for name in checkpoint.names if is_side_file(name)}
-    fresh = sorted(name for name in wanted if not (checkpoint.folder / name).exists())
-    _check_room(checkpoint, fresh)
-    options: dict[str, Any] = {"library_name": "amatax", "library_version": __version__}
-    try:
-        patterns = sorted(escape(name) for name in wanted)
-        patiently(lambda: snapshot_download(repo, revision=checkpoint.commit, allow_patterns=patterns, **options))
-        _check(checkpoint, fresh)
-        remember_name(checkpoint)
-    except AmataxError:
-        raise
-    except Exception as error:
-        raise hub_error(error, repo, revision) from error
-
-
-def _check_room(checkpoint: Checkpoint, names: Sequence[str]) -> None:
-    """Whether the cache's disk holds what is not there yet; what an interrupted download left is."""
-    needed = sum(file.size for file in checkpoint.files if checkpoint.name_of(file.path) in names)
-    needed -= sum(path.stat().st_size for path in (checkpoint.root / "blobs").glob("*.incomplete"))
-    free = shutil.disk_usage(checkpoint.root).free
-    if needed > free:
-        raise HubError(
-            f"{checkpoint.pinned}: {needed / 1e9:.2f} GB are still to come, the cache's disk has {free / 1e9:.2f} GB free",
-            "free some space, name a folder on another disk in HF_HUB_CACHE, or merge with --stream",
-        )
-
-
-def _check(checkpoint: Checkpoint, names: Sequence[str]) -> None:
-    """Compare large files with their sha256 on the Hub; another one is removed, so that it is fetched again."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    listing = checkpoint.remote or {}
-    large = [name for name in names if len(listing.get(name, "")) == SHA256]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = list(pool.map(lambda name: _sha256(checkpoint.folder / name), large))
-    wrong = [name for name, digest in zip(large, found, strict=True) if digest != listing[name]]
-    for name in wrong:
-        path = checkpoint.folder / name
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-    if wrong:
-        hint = "it was removed: run the same command again; if it comes again, something on the way changes files"
-        raise HubError(f"{checkpoint.pinned}: {wrong[0]} arrived as other bytes than the Hub's sha256 says", hint)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remember_name(checkpoint: Checkpoint) -> None:
-    """Let the cache know what a revision's name stands for, now that everything is there: it is asked without a network."""
-    repo, _, revision = checkpoint.ref.partition("@")
-    _fetch(repo, "config.json", revision or None)
+    listing, sizes = checkpoint.remote or {}, {checkpoint.name_of(file.path): file.size for file in checkpoint.files}
+    names = [*sizes, *(name for name in checkpoint.names if is_side_file(name) and name not in sizes)]
+    files = {name: (listing[name], sizes.get(name, 0)) for name in names}
+    return Download(repo, str(checkpoint.commit), revision, checkpoint.folder, files)
 
 
 def _is_plain(name: str) -> bool:

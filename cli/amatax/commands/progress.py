@@ -30,6 +30,7 @@ class ProgressWatcher(Watcher):
         self.label, self.quiet, self.unit = label, quiet, unit
         self.total = self.read = 0
         self._lock = threading.Lock()
+        self._screen = threading.RLock()  # a shard that is sent is said by another thread
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
 
@@ -49,18 +50,20 @@ class ProgressWatcher(Watcher):
             self.read += n
 
     def say(self, text: str) -> None:
-        if self._bar is not None:  # drawn again when there is more to show
-            self._bar.stop()
-            self._bar = None
-        if not self.quiet:
-            print(text, file=sys.stderr)
+        with self._screen:
+            if self._bar is not None:  # drawn again when there is more to show
+                self._bar.stop()
+                self._bar = None
+            if not self.quiet:
+                print(text, file=sys.stderr)
 
     def wait(self) -> None:
         now = time.monotonic()
         if self.quiet or now - self._started < SHOW_AFTER:
             return
         if sys.stderr.isatty():
-            self._draw()
+            with self._screen:
+                self._draw()
         elif now - self._last_line >= LINE_EVERY:
             self._last_line = now
             rate = self.read / (now - self._started)

@@ -17,7 +17,7 @@ from amatax.writing.record import read_record
 
 PIECE = 1 << 20  # bytes read at once
 AGAIN = "merge it again with --overwrite"
-OTHERS = (f"{WORK}/", ".cache/huggingface/", ".gitattributes")  # ours, and what `hf download --local-dir` brings
+OTHERS = (f"{WORK}/", ".cache/huggingface/")  # ours, and what `hf download --local-dir` brings
 
 
 def finished_files(folder: Path, advance: Callable[[int], None] = lambda n: None) -> tuple[list[str], dict[str, Any]]:
@@ -43,7 +43,7 @@ def finished_files(folder: Path, advance: Callable[[int], None] = lambda n: None
         raise OutputError(f"{folder / RECORD}: names no shards", AGAIN)
     expected = sorted({*shards, *files, RECORD})
     there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
-    there = [name for name in there if not name.startswith(OTHERS)]
+    there = [name for name in there if not name.startswith(OTHERS) and name != ".gitattributes"]
     if missing := sorted(set(expected) - set(there)):
         raise OutputError(f"{folder}: {missing[0]} is gone", AGAIN)
     if added := sorted(set(there) - set(expected)):

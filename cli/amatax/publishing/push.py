@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from amatax import __version__
+from amatax.checkpoints.downloads import digest_of
 from amatax.checkpoints.hub_client import hub_api, patiently
 from amatax.checkpoints.hub_errors import MAY_WRITE, hub_error
 from amatax.checkpoints.side_names import is_side_file
@@ -313,7 +313,7 @@ def arrived(
             size, digest = known[name]
         else:
             size = (stage / name).stat().st_size
-            digest = _sha256(stage / name) if item.lfs is not None else _git_blob(stage / name)
+            digest = digest_of(stage / name, item.blob_id if item.lfs is None else "")
         if item.size != size or digest != (item.lfs.sha256 if item.lfs is not None else item.blob_id):
             raise HubError(f"{repo}: {name} arrived as another file than was sent", UPLOAD)
         sizes[name] = size
@@ -322,14 +322,3 @@ def arrived(
     ):
         raise HubError(f"{repo}: {left[0]} was added meanwhile, by somebody else", "look at the repository's history")
     return sizes
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _git_blob(path: Path) -> str:
-    """How git names a file's content."""
-    data: Any = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

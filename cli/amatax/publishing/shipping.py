@@ -98,8 +98,19 @@ class Shipping:
         self.pushed = self._asked(lambda: self._finish(folder, files))
 
     def clear(self) -> None:
-        """Remove the branch; its work is done."""
-        self._asked(lambda: self.api.delete_branch(self.repo, branch=self.branch))
+        """Remove the branch; its work is done, and the model whole whether that can be or not."""
+        from huggingface_hub.errors import RevisionNotFoundError
+
+        try:
+            patiently(lambda: self.api.delete_branch(self.repo, branch=self.branch))
+        except RevisionNotFoundError:
+            return
+        except Exception as error:
+            why = hub_error(error, self.repo, self.branch, writing=True)
+            if self.pushed is None or not isinstance(why, HubError):
+                raise why from error
+            told = f"the branch {self.branch} stays ({why.message}): `hf repos branch delete {self.repo} {self.branch}`"
+            self.pushed.notes.append(told)
 
     def _finish(self, folder: Path, files: list[str]) -> Pushed:
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete

@@ -44,6 +44,7 @@ class Workplace:
         done: what the journal knows of finished shards, by file name.
         discarded: why earlier work was thrown away, if it was.
         begun: the folder is ours to write (and, while no shard is finished, to remove).
+        given_up: it is not ours any more; somebody else may work there.
     """
 
     def __init__(self, plan: Plan, folder: Path, output: Path) -> None:
@@ -66,7 +67,7 @@ class Workplace:
         self._head = {"amatax": __version__, "identity": plan.identity, "inputs": inputs}
         self.done: dict[str, dict[str, Any]] = {}
         self.discarded = ""
-        self.begun = False
+        self.begun = self.given_up = False
 
     def begin(self, *, overwrite: bool, carrier: Carrier | None = None) -> None:
         """Read the journal; keep what belongs to this very merge, of the same input files, and start over otherwise.
@@ -119,11 +120,14 @@ class Workplace:
         self.done[entry["file"]] = entry
 
     def carry(self, carrier: Carrier) -> None:
-        """Have every finished shard that is still here taken away."""
-        for name, entry in self.done.items():
+        """Have every finished shard that is still here taken away; what is begun when the folder is given up changes nothing in it."""
+        for name, entry in list(self.done.items()):
             shard = self.folder / name
             if "carried" not in entry or shard.exists():
-                self.done[name] = {**entry, "carried": carrier.take(shard)}
+                taken = carrier.take(shard)
+                if self.given_up:
+                    return
+                self.done[name] = {**entry, "carried": taken}
                 self._append(self.done[name])
                 shard.unlink()
 
@@ -192,6 +196,8 @@ def workplace(plan: Plan, output: Path) -> Iterator[Workplace]:
             if work.begun and not work.done:
                 shutil.rmtree(folder, ignore_errors=True)  # nothing in it is worth continuing
             raise
+        finally:
+            work.given_up = True
     finally:
         os.close(fd)
 

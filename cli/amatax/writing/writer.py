@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from amatax.writing.record import shard_entry, write_record
 from amatax.writing.shards import write_shard
 from amatax.writing.side_files import write_side_files
 from amatax.writing.workplace import Carrier, Workplace, workplace
+
+LOOK = 0.2  # seconds between two looks at a shard that travels
 
 
 def write_model(
@@ -53,21 +56,34 @@ def write_model(
             resumed(work)
             if carrier is not None:
                 work.carry(carrier)
-            workers, travelling = None, None
+            workers: Streamer | None = None
+            travelling: Future[None] | None = None  # the shard before, while the next one is merged
+
+            def watch() -> None:
+                """Beside the usual: a shard that cannot travel ends the merge at once."""
+                wait()
+                if travelling is not None and travelling.done():
+                    travelling.result()
+
+            def arrive() -> None:
+                while travelling is not None and not travelling.done():
+                    wait()
+                    wait_for([travelling], timeout=LOOK)
+
             with _one_thread() as thread:
                 for shard in plan.shards:
                     if shard.file in work.done:
                         continue
                     workers = workers or streamer()
                     partial = work.folder / f"{shard.file}.partial"
-                    results = write_shard(partial, shard, plan, workers, wait)
-                    if travelling is not None:  # while this one was merged; no more than these two are ever here
-                        travelling.result()
+                    results = write_shard(partial, shard, plan, workers, watch)
+                    arrive()  # no more than these two are ever here
                     work.finish_shard(partial, shard_entry(shard.file, shard.nbytes, plan, results))
+                    watch()
                     if carrier is not None:
                         travelling = thread.submit(work.carry, carrier)
-                if travelling is not None:
-                    travelling.result()
+                arrive()
+                watch()
             entries = [work.done[shard.file] for shard in plan.shards]
             write_side_files(plan, work.folder)
             loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
