@@ -8,8 +8,8 @@ import pytest
 from amatax.fitting.few import balanced
 
 
-def losses(seed: int, samples: int = 320) -> tuple[np.ndarray, np.ndarray]:
-    """Ratios, and -log p of every sample there (ratios, samples): smooth curves of the samples' own, some long, some short."""
+def losses(seed: int, samples: int = 320, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of every sample, and -log p at eleven ratios (ratios, samples): smooth curves of their own, some long, some short."""
     random = np.random.default_rng(seed)
     ratios = np.linspace(0, 1, 11)
     length, ease, bend = (
@@ -17,7 +17,7 @@ def losses(seed: int, samples: int = 320) -> tuple[np.ndarray, np.ndarray]:
         random.normal(0.6, 0.15, samples),
         random.normal(0.4, 0.1, samples),
     )
-    return ratios, length * (0.2 + bend * (ratios[:, None] - ease) ** 2)
+    return length, length * (random.gamma(4, 0.1, samples) + apart * bend * (ratios[:, None] - ease) ** 2)
 
 
 def worst(numbers: np.ndarray, chosen: list[int]) -> float:
@@ -27,10 +27,12 @@ def worst(numbers: np.ndarray, chosen: list[int]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_they_say_what_all_say(seed: int) -> None:
-    """Known at three ratios, they are right at all others: ten times nearer than random ones, over twenty draws."""
-    _, numbers = losses(seed)
-    chosen = balanced(numbers[[0, 4, 10]], 32, seed)
+@pytest.mark.parametrize("apart", [1.0, 0.1, 0.003])
+@pytest.mark.parametrize("unit", [1.0, 1e4])
+def test_they_say_what_all_say(seed: int, apart: float, unit: float) -> None:
+    """Known at three ratios, they are right at all others, ten times nearer than random ones, however close the two models are."""
+    tokens, numbers = losses(seed, apart=apart)
+    chosen = balanced([tokens * unit, *numbers[[0, 4, 10]]], 32, seed)
     assert len(set(chosen)) == 32
     assert chosen == sorted(chosen)
     random = np.random.default_rng(seed)
@@ -39,12 +41,13 @@ def test_they_say_what_all_say(seed: int) -> None:
 
 
 def test_the_seed_tells_and_nothing_else() -> None:
-    _, numbers = losses(0)
-    once = balanced(numbers[[0, 10]], 32, 0)
-    assert once == balanced(numbers[[0, 10]], 32, 0)
-    assert once != balanced(numbers[[0, 10]], 32, 1)
-    noise = np.random.default_rng(0).normal(0, 1e-7, (2, 320))
-    assert once == balanced(numbers[[0, 10]] * (1 + noise), 32, 0)  # as another number of threads would round
+    tokens, numbers = losses(0)
+    facts = np.stack([tokens, *numbers[[0, 10]]])
+    once = balanced(facts, 32, 0)
+    assert once == balanced(facts, 32, 0)
+    assert once != balanced(facts, 32, 1)
+    noise = np.random.default_rng(0).normal(0, 1e-7, facts.shape)
+    assert once == balanced(facts * (1 + noise), 32, 0)  # as another number of threads would round
 
 
 def test_as_many_as_there_are() -> None:

@@ -38,7 +38,7 @@ def test_the_descent_finds_the_constrained_minimum() -> None:
 
 
 def test_distinct_optima_best_first() -> None:
-    found = distinct([Optimum([a, 1 - a], value, 1, [], []) for a, value in ((0.2, 3.0), (0.21, 2.0), (0.9, 2.5))])
+    found = distinct([Optimum([a, 1 - a], value, 1, []) for a, value in ((0.2, 3.0), (0.21, 2.0), (0.9, 2.5))])
     assert [o.values[0] for o in found] == [0.21, 0.9]
 
 

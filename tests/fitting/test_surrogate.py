@@ -28,12 +28,13 @@ class Counted:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("kind", ["alike", "other", "flat", "upside down", "itself"])
+@pytest.mark.parametrize("kind", ["alike", "steep", "other", "flat", "upside down", "itself"])
 def test_the_minimum_whatever_the_cheap_one_says(seed: int, kind: str) -> None:
     count, alpha = 4, 0.3
     hessian, centre = random_bowl(seed, count)
     cheap = {
         "alike": bowl(hessian * 1.2, centre + 0.1),
+        "steep": bowl(hessian * 3, centre),
         "other": bowl(*random_bowl(seed + 1, count)),
         "flat": bowl(hessian * 1e-3, centre),
         "upside down": bowl(-hessian, centre),
@@ -47,7 +48,7 @@ def test_the_minimum_whatever_the_cheap_one_says(seed: int, kind: str) -> None:
     assert sum(found.values) / count == pytest.approx(alpha, abs=1e-9)
     assert found.value == pytest.approx(counted.function(found.values)[0])
     best = best_on_faces(hessian, centre, np.full(count, 1 / count), alpha)
-    assert found.value <= best + 100 * TOLERANCE
+    assert found.value <= best + 20 * TOLERANCE
     assert found.path[0] == pytest.approx(counted.function([alpha] * count)[0])
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Run
 from tests.hub import Fault, Hub
-from tests.publishing.conftest import run
+from tests.publishing.conftest import WRITE, run
 
 
 def shipped(hub: Hub, cwd: Path, *more: str, **env: str) -> Run:
@@ -66,6 +71,11 @@ def test_a_break_on_either_side(hub: Hub, home: Path, fault: Fault) -> None:
     assert done.code == 0, done.err
     resent = [line for line in done.err.splitlines() if line.startswith("sending ") and line in broken.err.splitlines()]
     assert len(resent) <= 1, done.err  # the one that was on its way
+    same_as_local(hub, home)
+
+
+def same_as_local(hub: Hub, home: Path) -> None:
+    """What is on the Hub is what a merge on the disk gave."""
     for path in (home / "out").glob("*.safetensors"):
         assert (hub.folder("acme/shipped", "main") / path.name).read_bytes() == path.read_bytes()
 
@@ -79,3 +89,50 @@ def test_a_shard_travels_while_the_next_one_is_merged(hub: Hub, home: Path) -> N
     begin = next(i for i, line in enumerate(asked) if line.startswith("PUT /lfs/"))
     end = next(i for i, line in enumerate(asked) if "POST" in line and "/commit/amatax-" in line)
     assert [line for line in asked[begin:end] if line.startswith("GET /cdn/") and line.endswith(".safetensors")]
+
+
+def test_a_branch_that_cannot_be_removed(hub: Hub, home: Path) -> None:
+    """The model is whole: that is no error."""
+    hub.faults = [Fault(r"DELETE .*/branch/", status=500, times=99)]
+    done = shipped(hub, home)
+    assert done.code == 0, done.err
+    assert (
+        "stays (acme/shipped: the Hub has trouble of its own (500)): `hf repos branch delete acme/shipped amatax-"
+        in done.out
+    )
+    assert (hub.folder("acme/shipped", "main") / "README.md").exists()
+
+
+def test_an_upload_that_is_refused(hub: Hub, home: Path) -> None:
+    """Of LFS, which wraps what the storage said; the shard that was merged meanwhile is kept."""
+    hub.faults = [Fault(r"PUT /lfs/", skip=1, status=403, times=99)]
+    broken = shipped(hub, home, HF_HUB_DISABLE_XET="1")
+    assert broken.code == 2
+    assert "may not write there" in broken.err
+    assert "xet" not in broken.err
+    hub.faults = []
+    done = shipped(hub, home, HF_HUB_DISABLE_XET="1")
+    assert done.code == 0, done.err
+    assert "continuing: " in done.err
+    same_as_local(hub, home)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_while_a_shard_travels(hub: Hub, home: Path, how: signal.Signals) -> None:
+    hub.faults = [Fault(r"PUT /lfs/", skip=1, stall=3.0)]
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE}
+    settings["HF_HUB_DISABLE_XET"] = "1"
+    command = [sys.executable, "-m", "amatax", "merge", "hub.yaml", "--stream", "--push", "acme/shipped"]
+    job = subprocess.Popen(command, cwd=home, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and not hub.faults[0].hits:
+        time.sleep(0.01)
+    job.send_signal(how)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == (130 if how == signal.SIGINT else -how), said
+    hub.faults = []
+    done = shipped(hub, home, HF_HUB_DISABLE_XET="1")
+    assert done.code == 0, done.err
+    assert "continuing: " in done.err
+    same_as_local(hub, home)
+    assert set(hub.repos["acme/shipped"]) == {"main"}
+    assert not (home / "shipped.unfinished").exists()

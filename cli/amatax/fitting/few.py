@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SWEEPS = 20  # at most; a sweep or three are enough
-FLAT = 1e-2  # a direction with less of the spread than this is noise
+FLAT = 1e-3  # a direction with less of the spread than this is noise
 
 
 def balanced(facts: Sequence[Sequence[float]], count: int, seed: int) -> list[int]:
@@ -18,7 +18,8 @@ def balanced(facts: Sequence[Sequence[float]], count: int, seed: int) -> list[in
     points between those that were asked is several times nearer to what all say than a random draw is (benchmarks/RESULTS.md).
 
     Args:
-        facts: (facts, samples): numbers known of every sample: its tokens, its -log p at some ratios.
+        facts: (facts, samples): numbers known of every sample: its tokens, and -log p at some ratios. What tells the second and
+            the later ones of these from the first counts, however close they are.
         count: how many.
         seed: of the first draw.
 
@@ -30,8 +31,11 @@ def balanced(facts: Sequence[Sequence[float]], count: int, seed: int) -> list[in
     if total <= count:
         return list(range(total))
     chosen = np.array(random.Random(seed).sample(range(total), count))
-    axes, spreads, _ = np.linalg.svd(numbers - numbers.mean(0), full_matrices=False)
-    axes = axes[:, spreads > FLAT * spreads[0]]  # every direction counts alike, whatever it is measured in
+    numbers[:, 2:] -= numbers[:, 1:2]
+    numbers -= numbers.mean(0)
+    numbers /= np.maximum(numbers.std(0), np.finfo(float).tiny)  # whatever it is measured in
+    axes, spreads, _ = np.linalg.svd(numbers, full_matrices=False)
+    axes = axes[:, spreads > FLAT * spreads[0]]
     there, off = np.zeros(total, dtype=bool), axes[chosen].sum(0)
     there[chosen] = True
     for _ in range(SWEEPS):

@@ -49,7 +49,7 @@ def fit(
         watcher: told the samples of a pass, those that are done, and what is going on.
         keep: what must stay of SFT (beyond the paper).
         seed: of the first look's samples and of the bootstrap.
-        begin: the descent at a neighbouring alpha: where it ended is one of the starts.
+        begin: the descent at another alpha: see `search`.
         preset: the paper's own way, at a held mean and without `keep`.
         regulariser: strength of C.5, nats per token.
         batch_tokens: tokens of a batch.
@@ -62,7 +62,7 @@ def fit(
 
     bound = keep.most if keep is not None and alpha is None else None
     level = alpha if alpha is not None else _level_of(problem, bound) if bound is not None else 0.5
-    uniform = feasible(variables.uniform(level), problem.shares, alpha)
+    uniform = problem.written(feasible(variables.uniform(level), problem.shares, alpha))
     seen = 0
     if preset is not None and alpha is not None:
         watcher.say("fitting")

@@ -83,6 +83,8 @@ def ratio_intervals(
     covariance = basis @ inverse @ (spread.T @ spread) @ inverse @ basis.T * clusters / (clusters - 1)
     result: list[Interval | None] = list(nothing)
     for i in free:
+        if np.abs(basis[i]).max() < AT_BOUND:  # the mean alone says what it is
+            continue
         reach = NORMAL * float(np.sqrt(max(covariance[i, i], 0.0)))
         result[i] = Interval(values[i], max(0.0, values[i] - reach), min(1.0, values[i] + reach))
     return result

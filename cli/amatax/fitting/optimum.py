@@ -1,8 +1,7 @@
 """min f(a) over the ratios with every a in 0..1 and their weighted mean at alpha (AMA, Eq. 8), by sequential quadratic programming.
 
 The feasible set is a box cut by one plane: scipy's SLSQP keeps to both exactly. What one descent learns of the curvature the next
-one begins with, so that of the passes over all the data two or three are enough. The likelihood is not convex in the ratios, so
-several starts are tried on a part of the data first.
+one begins with. The likelihood is not convex in the ratios, so several starts are tried on a part of the data first (search.py).
 """
 
 from __future__ import annotations
@@ -38,18 +37,14 @@ class Optimum:
         values: the unknowns.
         value: f there.
         steps: evaluations of f and its gradient.
-        start: where it began.
         path: f at each iteration.
-        points: the unknowns at each iteration.
         curvature: the Hessian of f as far as the descent tells it, positive definite (unknowns, unknowns); None if it did not move.
     """
 
     values: list[float]
     value: float
     steps: int
-    start: list[float]
     path: list[float]
-    points: list[list[float]] = field(default_factory=list)
     curvature: np.ndarray | None = None
 
 
@@ -95,8 +90,7 @@ def minimise(
             value, point, _ = trace.best
     path = [seen for seen, _, _ in trace.seen]
     learnt = _learn(curvature, trace.seen)
-    points = [[float(v) for v in point] for _, point, _ in trace.seen]
-    return Optimum([float(v) for v in point], value, len(path), [float(v) for v in begin], path, points, learnt)
+    return Optimum([float(v) for v in point], value, len(path), path, learnt)
 
 
 @dataclass

@@ -87,7 +87,7 @@ def one_epoch(problem: Problem, alpha: float, preset: Preset, seed: int) -> Opti
         schedule.step()
     values = _numbers(ratios_of(logits, alpha, preset.eps))
     path = [problem.measured("fit", point).mean for point in (start, values)]
-    return Optimum(values, path[-1], len(order), start, path)
+    return Optimum(values, path[-1], len(order), path)
 
 
 def regularised(function: Function, weights: Sequence[float], alpha: float) -> Function:

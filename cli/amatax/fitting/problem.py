@@ -105,8 +105,7 @@ class Problem:
         """
 
         def evaluate(values: list[float]) -> tuple[float, list[float]]:
-            if self.alpha is not None:
-                values = exact_mean(values, self.variables.shares, self.alpha)
+            values = self.written(values)
             value, slope = 0.0, [0.0] * len(values)
             for one, times in ((part, 1.0), (kept, weight)):
                 if times is not None:
@@ -117,6 +116,10 @@ class Problem:
             return value, slope
 
         return evaluate
+
+    def written(self, values: list[float]) -> list[float]:
+        """The values as a recipe says them: at a held mean, rounded so that the mean is kept to the last digit."""
+        return values if self.alpha is None else exact_mean(values, self.variables.shares, self.alpha)
 
     def asked(self, part: str) -> list[tuple[list[float], Measured]]:
         """Every point at which a part was measured, and what was found."""

@@ -11,7 +11,9 @@ from amatax.fitting.paper import middle_weights, regularised
 from amatax.fitting.problem import Keep, Problem
 from amatax.fitting.surrogate import minimise_by
 
-FEW, SHARE = 32, 10  # samples that the look sees: so many, or one in so many
+FEW, MOST, SHARE = 32, 512, 10  # samples that the look sees: at least, at most, and between them one in so many
+NEAR = 0.1  # means that are no farther apart share an optimum, mostly
+SAME = 1e-9
 STARTS = 3  # rough descents
 ROUGH = 1e-4  # nats per token: where a rough descent stops
 FINE = 1e-4  # where the fit stops: this share of what the ratios can change
@@ -32,11 +34,11 @@ def search(
         level: of the uniform average that is one of the starts.
         keep: what must stay of SFT.
         regulariser: strength of C.5, nats per token.
-        begin: a neighbour's end: it or the best of the other points is the only start then.
+        begin: the end at another mean: it is one of the starts, and of a near mean (or the best of the other points) the only one.
         seed: of the few samples.
     """
     shares, alpha = problem.shares, problem.alpha
-    uniform = feasible(problem.variables.uniform(level), shares, alpha)
+    uniform = problem.written(feasible(problem.variables.uniform(level), shares, alpha))
     goal = _goal(problem, keep, regulariser)
     full = goal("fit", "keep")
     if alpha is not None and sum(1 for share in shares if share) + (0 in shares) < 2:  # one block at a held mean
@@ -50,14 +52,15 @@ def search(
     if keep is not None:
         problem.measured("keep", uniform)
         few_kept = _few(problem, "keep", seed)
-    optima, spread = _look_around(problem, goal, (few, few_kept), uniform, keep.most if keep else None, begin)
+    bound = keep.most if keep is not None else None
+    optima, spread = _look_around(problem, goal, (few, few_kept), uniform, level, bound, begin)
 
     problem.watcher.say("fitting")
     best = optima[0] if optima else begin
     start, known = (best.values, best.curvature) if best is not None else (uniform, None)
     tolerance = max(FINE * spread, FINEST)
-    if keep is not None and keep.most is not None:
-        limit = (problem.objective("keep"), keep.most)
+    if bound is not None:
+        limit = (problem.objective("keep"), bound)
         return minimise(full, start, shares, alpha, tolerance=tolerance, most=FINE_STEPS, limit=limit), len(optima)
     value, cheap = goal("fit", "keep", gradient=False), goal(few, few_kept)
     end = minimise_by(cheap, full, value, start, shares, alpha, tolerance=tolerance, most=FINE_STEPS, curvature=known)
@@ -66,7 +69,7 @@ def search(
 
 def _few(problem: Problem, part: str, seed: int) -> str:
     """The name of a part of few samples that stand for all of another."""
-    return problem.few(part, max(FEW, len(problem.parts[part]) // SHARE), seed)
+    return problem.few(part, min(max(FEW, len(problem.parts[part]) // SHARE), MOST), seed)
 
 
 def _look_around(
@@ -74,6 +77,7 @@ def _look_around(
     goal: Goal,
     parts: tuple[str, str],
     uniform: list[float],
+    level: float,
     bound: float | None,
     begin: Optimum | None,
 ) -> tuple[list[Optimum], float]:
@@ -107,6 +111,10 @@ def _look_around(
             known = found[-1].curvature
     heights = [height for (_, height), _ in looks]
     return distinct(found), max(heights) - min(heights)
+
+
+def _apart(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def _goal(problem: Problem, keep: Keep | None, regulariser: float) -> Goal:
