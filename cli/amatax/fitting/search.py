@@ -92,13 +92,13 @@ def _look_around(
         beyond = max(0.0, problem.measured(parts[1], point).mean - bound) if bound is not None else 0.0
         return beyond, value(point)[0]
 
-    looks = sorted(
-        (standing(point), point) for point in corners(len(shares), shares, uniform[0])
-    )  # a block's ratio there is the level
-    starts = [uniform, *(point for _, point in looks if point != uniform)][:STARTS]
-    if begin is not None:  # whose own look saw the other optima
-        near = feasible(begin.values, shares, alpha)
-        starts = [min((standing(near), near), looks[0])[1]]
+    looks = sorted((standing(point), point) for point in corners(len(shares), shares, level))
+    starts = [uniform, *(point for _, point in looks if _apart(point, uniform) > SAME)][:STARTS]
+    if begin is not None:
+        old = feasible(begin.values, shares, alpha)
+        starts = [old, *(point for _, point in looks if _apart(point, old) > SAME)][:STARTS]
+        if alpha is not None and abs(problem.mean_ratio(begin.values) - alpha) <= NEAR + SAME:
+            starts = [min((standing(old), old), looks[0])[1]]  # whose own look saw the other optima
     found: list[Optimum] = []
     known = begin.curvature if begin is not None else None
     for start in starts:
