@@ -174,9 +174,11 @@ def _mark(download: Download, names: Sequence[str], *, done: bool = False) -> No
     marks = _marks(download.root)
     left = marks - ours if done else marks | ours
     path = download.root / UNCHECKED
+    if left == marks:  # of a cache that may only be read
+        return
     if not left:
         path.unlink(missing_ok=True)
-    elif left != marks:
-        fresh = path.with_name(f"{UNCHECKED}.new")
-        fresh.write_text("".join(f"{line}\n" for line in sorted(left)), encoding="utf-8")
-        fresh.replace(path)
+        return
+    fresh = path.with_name(f"{UNCHECKED}.new")
+    fresh.write_text("".join(f"{line}\n" for line in sorted(left)), encoding="utf-8")
+    fresh.replace(path)
