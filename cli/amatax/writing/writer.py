@@ -56,34 +56,7 @@ def write_model(
             resumed(work)
             if carrier is not None:
                 work.carry(carrier)
-            workers: Streamer | None = None
-            travelling: Future[None] | None = None  # the shard before, while the next one is merged
-
-            def watch() -> None:
-                """Beside the usual: a shard that cannot travel ends the merge at once."""
-                wait()
-                if travelling is not None and travelling.done():
-                    travelling.result()
-
-            def arrive() -> None:
-                while travelling is not None and not travelling.done():
-                    wait()
-                    wait_for([travelling], timeout=LOOK)
-
-            with _one_thread() as thread:
-                for shard in plan.shards:
-                    if shard.file in work.done:
-                        continue
-                    workers = workers or streamer()
-                    partial = work.folder / f"{shard.file}.partial"
-                    results = write_shard(partial, shard, plan, workers, watch)
-                    arrive()  # no more than these two are ever here
-                    work.finish_shard(partial, shard_entry(shard.file, shard.nbytes, plan, results))
-                    watch()
-                    if carrier is not None:
-                        travelling = thread.submit(work.carry, carrier)
-                arrive()
-                watch()
+            _write_shards(work, plan, streamer, wait, carrier)
             entries = [work.done[shard.file] for shard in plan.shards]
             write_side_files(plan, work.folder)
             loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
@@ -101,6 +74,40 @@ def write_model(
         raise OutputError(
             f"{where}: {error.strerror}", "check the disk and the permissions, then run it again"
         ) from error
+
+
+def _write_shards(
+    work: Workplace, plan: Plan, streamer: Callable[[], Streamer], wait: Callable[[], None], carrier: Carrier | None
+) -> None:
+    """Those that the journal does not have; with a carrier one travels while the next one is merged, and no third is ever here."""
+    workers: Streamer | None = None
+    travelling: Future[None] | None = None
+
+    def watch() -> None:
+        """Beside the usual: a shard that cannot travel ends the merge at once."""
+        wait()
+        if travelling is not None and travelling.done():
+            travelling.result()
+
+    def arrive() -> None:
+        while travelling is not None and not travelling.done():
+            wait()
+            wait_for([travelling], timeout=LOOK)
+
+    with _one_thread() as thread:
+        for shard in plan.shards:
+            if shard.file in work.done:
+                continue
+            workers = workers or streamer()
+            partial = work.folder / f"{shard.file}.partial"
+            results = write_shard(partial, shard, plan, workers, watch)
+            arrive()
+            work.finish_shard(partial, shard_entry(shard.file, shard.nbytes, plan, results))
+            watch()
+            if carrier is not None:
+                travelling = thread.submit(work.carry, carrier)
+        arrive()
+        watch()
 
 
 @contextmanager
