@@ -178,3 +178,14 @@ def test_a_hub_that_is_killed_and_comes_back(recipe: Path, siblings: Path, tmp_p
         server.start()
         assert process.wait(120) == 0
     assert_same_weights(siblings / "out", siblings / "local")
+
+
+def test_verify_sees_what_a_stream_cannot(hub: Hub, recipe: Path, siblings: Path) -> None:
+    """A stream with another byte of a tensor: verify downloads, compared with the Hub's hash, and merges again."""
+    fault = Fault(r"GET /cdn/acme/rlhf.*safetensors", skip=6, flip=2)
+    hub.faults = [fault]
+    assert run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings).code == 0
+    assert fault.hits
+    hub.faults = []
+    done = run(hub.url, "verify", "out", cwd=siblings)
+    assert done.code != 0, done.out

@@ -83,11 +83,10 @@ def minimise(
         message = f"no ratios with a divergence of at most {limit[1] if limit else 0:g} were found; the least seen is {trace.lowest:.4g}"
         raise AmataxError(message, "allow more with --max-kl, or leave alpha free")
     value, point, slope = trace.best
-    if curvature is not None and limit is None:
-        step = np.array(feasible(point - slope, shares, alpha)) - point
-        if -slope @ step > tolerance:  # the curvature was wrong, and ended it too early
-            _slsqp(trace, point, None, most)
-            value, point, _ = trace.best
+    known = curvature is not None and limit is None
+    if known and falls(point, slope, shares, alpha) > tolerance:  # it was wrong, and ended the descent too early
+        _slsqp(trace, point, None, most)
+        value, point, _ = trace.best
     path = [seen for seen, _, _ in trace.seen]
     learnt = _learn(curvature, trace.seen)
     return Optimum([float(v) for v in point], value, len(path), path, learnt)
@@ -208,7 +207,7 @@ def corners(count: int, shares: Sequence[float], alpha: float) -> list[list[floa
         for end in (0.0, 1.0):
             pushed = [*uniform[:i], end, *uniform[i + 1 :]]
             point = feasible(_held(pushed, i, shares, alpha), shares, alpha)
-            if all(max(abs(a - b) for a, b in zip(point, other, strict=True)) > 1e-9 for other in points):
+            if all(apart(point, other) > 1e-9 for other in points):
                 points.append(point)
     return points
 
@@ -226,6 +225,22 @@ def distinct(optima: Sequence[Optimum]) -> list[Optimum]:
     """The best of each group of optima that lie together, best first."""
     found: list[Optimum] = []
     for optimum in sorted(optima, key=lambda o: o.value):
-        if all(max(abs(a - b) for a, b in zip(optimum.values, o.values, strict=True)) > SAME for o in found):
+        if all(apart(optimum.values, o.values) > SAME for o in found):
             found.append(optimum)
     return found
+
+
+def apart(one: Sequence[float], other: Sequence[float]) -> float:
+    """By how much two points differ in one unknown, at most."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def falls(
+    point: Sequence[float] | np.ndarray,
+    slope: Sequence[float] | np.ndarray,
+    shares: Sequence[float],
+    alpha: float | None,
+) -> float:
+    """How much a feasible step down the gradient gains along the tangent."""
+    step = np.array(feasible(list(np.array(point) - np.array(slope)), shares, alpha)) - np.array(point)
+    return -float(np.array(slope) @ step)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from amatax.errors import AmataxError
-from amatax.fitting.optimum import Function, Optimum, corners, distinct, feasible, minimise
+from amatax.fitting.optimum import Function, Optimum, apart, corners, distinct, feasible, minimise
 from amatax.fitting.paper import middle_weights, regularised
 from amatax.fitting.problem import Keep, Problem
 from amatax.fitting.surrogate import minimise_by
@@ -93,10 +93,10 @@ def _look_around(
         return beyond, value(point)[0]
 
     looks = sorted((standing(point), point) for point in corners(len(shares), shares, level))
-    starts = [uniform, *(point for _, point in looks if _apart(point, uniform) > SAME)][:STARTS]
+    starts = [uniform, *(point for _, point in looks if apart(point, uniform) > SAME)][:STARTS]
     if begin is not None:
         old = feasible(begin.values, shares, alpha)
-        starts = [old, *(point for _, point in looks if _apart(point, old) > SAME)][:STARTS]
+        starts = [old, *(point for _, point in looks if apart(point, old) > SAME)][:STARTS]
         if alpha is not None and abs(problem.mean_ratio(begin.values) - alpha) <= NEAR + SAME:
             starts = [min((standing(old), old), looks[0])[1]]  # whose own look saw the other optima
     found: list[Optimum] = []
@@ -111,10 +111,6 @@ def _look_around(
             known = found[-1].curvature
     heights = [height for (_, height), _ in looks]
     return distinct(found), max(heights) - min(heights)
-
-
-def _apart(one: list[float], other: list[float]) -> float:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def _goal(problem: Problem, keep: Keep | None, regulariser: float) -> Goal:

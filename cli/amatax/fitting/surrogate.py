@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from amatax.fitting.optimum import Function, Optimum, feasible, minimise
+from amatax.fitting.optimum import Function, Optimum, falls, feasible, minimise
 
 NEARLY = 20  # times the tolerance: a gain that is foreseen to be less is taken without another gradient
 KEPT = 0.6  # share of the foreseen gain that such a step must bring, and as much more at most: a quarter of it is left then
@@ -53,7 +53,7 @@ def minimise_by(
         step = minimise(tilted, point, shares, alpha, tolerance=tolerance, most=most, curvature=curvature)
         curvature, foreseen = step.curvature, there - step.value
         if foreseen < tolerance:
-            if curvature is None and _falls(point, slope, shares, alpha) > tolerance:  # nothing was learnt: not the end
+            if curvature is None and falls(point, slope, shares, alpha) > tolerance:  # nothing was learnt: not the end
                 break
             return Optimum(point, here, len(points), path, curvature)
         if foreseen < NEARLY * tolerance:
@@ -64,12 +64,6 @@ def minimise_by(
     best = points[int(np.argmin(path))]
     rest = minimise(function, best, shares, alpha, tolerance=tolerance, most=most, curvature=curvature)
     return Optimum(rest.values, rest.value, len(points) + rest.steps, path + rest.path, rest.curvature)
-
-
-def _falls(point: Sequence[float], slope: Sequence[float], shares: Sequence[float], alpha: float | None) -> float:
-    """How much a step down the gradient gains along the tangent."""
-    step = np.array(feasible(np.array(point) - np.array(slope), shares, alpha)) - point
-    return -float(np.array(slope) @ step)
 
 
 def _tilted(function: Function, tilt: list[float], about: Sequence[float]) -> Function:
