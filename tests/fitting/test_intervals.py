@@ -128,6 +128,59 @@ def test_a_bent_likelihood_has_the_curvature_of_its_optimum() -> None:
             assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("known", "asked"),
+    [
+        ([], [(0.0, True), (0.01, False)]),
+        ([(0.0, True)], [(0.01, False)]),
+        ([(0.0, False), (-0.1, True)], [(0.01, False)]),  # the slope a step before the optimum serves
+        ([(0.0, False), (-0.1, True), (0.03, False)], []),
+        ([(0.0, False), (-0.2, True)], [(0.0, True), (0.01, False)]),  # too far
+        ([(0.0, True), (-0.1, True), (0.001, False), (-0.03, True)], []),
+        ([(0.0, False), (-0.1, False), (0.02, False), (0.05, False)], [(0.0, True)]),  # no slope among them
+    ],
+)
+def test_along_a_line_the_curvature_is_that_of_the_optimum(
+    known: list[tuple[float, bool]], asked: list[tuple[float, bool]]
+) -> None:
+    """One ratio at its bound and the mean held. f = sum of exp of the distance: it bends more with every step."""
+    draws = np.random.default_rng(6).normal([0.5, 0.5], 0.2, (PROMPTS, 2))
+    line, names = np.array([1.0, 0.0, -1.0]) / np.sqrt(2), [str(i) for i in range(PROMPTS)]
+    made: list[tuple[float, bool]] = []
+
+    def pass_over(values: np.ndarray, gradient: bool) -> Measured:
+        grow = np.exp(np.array([3.0, 2.0]) * (values[[0, 2]] - draws))
+        sums = grow.sum(1) + 2 * values[1]
+        slope = np.array([3 * grow[:, 0].mean(), 2.0, 2 * grow[:, 1].mean()])
+        return Measured(
+            torch.tensor(sums), torch.ones(PROMPTS, dtype=torch.float64), torch.tensor(slope) if gradient else None
+        )
+
+    def measure(values: list[float], gradient: bool) -> Measured:
+        made.append((float(line @ (np.array(values) - best)), gradient))
+        return pass_over(np.array(values), gradient)
+
+    best = np.array([0.5, 0.0, 0.5])
+
+    def slope_and_bend(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        grow = np.exp(np.array([3.0, 2.0]) * (point[[0, 2]] - draws))
+        return (grow @ [3.0, -2.0]) / np.sqrt(2), (grow @ [9.0, 4.0]) / 2
+
+    for _ in range(50):  # Newton along the line
+        score, bend = slope_and_bend(best)
+        best = best - line * score.mean() / bend.mean()
+    assert 0.1 < best[0] < 0.9
+    score, bend = slope_and_bend(best)
+    error = score.std(ddof=1) / bend.mean() / np.sqrt(PROMPTS) / np.sqrt(2)
+    there = [((best + t * line).tolist(), pass_over(best + t * line, told)) for t, told in known]
+    low, middle, high = ratio_intervals(measure, best.tolist(), [1 / 3] * 3, names, held=True, known=there)
+    assert middle is None
+    for interval in (low, high):
+        assert interval is not None
+        assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.06)
+    assert [(round(abs(step), 9), gradient) for step, gradient in made] == asked
+
+
 def test_responses_to_one_prompt_count_together() -> None:
     """Every point twice: the same prompt's second response tells nothing new."""
     cloud = points(2, [0.5, 0.4, 0.6])

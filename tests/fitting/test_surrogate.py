@@ -89,3 +89,29 @@ def test_a_last_step_that_gains_less_than_foreseen_does_not_stand() -> None:
     assert found.values[0] == pytest.approx(0.41, abs=1e-3)
     assert counted.values >= 1
     assert counted.gradients > 1
+
+
+@pytest.mark.parametrize("bend", [0.75, 0.9, 1.2, 1.35])
+def test_where_one_direction_is_free_a_value_tells_what_is_left(bend: float) -> None:
+    """All other ratios lie at their bounds: no second gradient, and no more is left than was promised."""
+    slopes, cheap_bend = np.array([-0.05, 0.3, -0.02, -0.6]), 0.1
+
+    def curve(size: float) -> Function:
+        def function(values: list[float]) -> tuple[float, list[float]]:
+            away = np.array(values) - [0.4, 0.0, 0.6, 1.0]
+            return float(slopes @ away) + size * float(away @ away) / 2, (slopes + size * away).tolist()
+
+        return function
+
+    tolerance = 5e-5
+    counted = Counted(curve(cheap_bend * bend))
+    start = [0.4, 0.0, 0.6, 1.0]
+    found = minimise_by(
+        curve(cheap_bend), counted.full, counted.alone, start, [0.25] * 4, 0.5, tolerance=tolerance, most=100
+    )
+    best = minimise(counted.function, start, [0.25] * 4, 0.5, tolerance=1e-12, most=100)
+    gain = counted.function(start)[0] - best.value
+    assert gain > 20 * tolerance  # in more directions it would have taken a second gradient
+    assert (counted.gradients, counted.values) == (1, 1)
+    assert found.value <= best.value + 5 * tolerance
+    assert found.values[1] == pytest.approx(0, abs=1e-9)

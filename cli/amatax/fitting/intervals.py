@@ -14,6 +14,7 @@ from amatax.fitting.likelihood import Measured
 NORMAL = 1.959963984540054  # the normal quantile of 95 %
 STEP = 0.01  # of the differences
 NEAR = 0.05  # a point of the descent that is no farther from the optimum serves as well
+ALONG = 0.15  # where one direction is free: one that is no farther
 AT_BOUND = 1e-6
 
 
@@ -59,24 +60,12 @@ def ratio_intervals(
     if not count or clusters < max(FEWEST, 2 * count):
         return list(nothing)
 
-    near = [(np.array(point), found) for point, found in known if _apart(np.array(point) - optimum, basis) <= NEAR]
-    near.sort(key=lambda n: (n[1].gradient is None, _apart(n[0] - optimum, basis)))
-    if near and near[0][1].gradient is not None:
-        middle, here = near[0]
+    if count == 1 and precise:
+        scores, hessian = _on_a_line(measure, optimum, basis[:, 0], known)
     else:
-        middle, here = optimum, measure([float(v) for v in optimum], True)
-    moves = _spanning([Move(basis.T @ (point - middle), found) for point, found in near], precise)
-    while (direction := _missing(moves, count)) is not None:
-        step = STEP * basis @ direction
-        step = step if ((middle + step >= 0) & (middle + step <= 1)).all() else -step  # stay between the models
-        gradient = not precise or len(moves) < count - 1 or any(move.there.gradient is None for move in moves)
-        moves.append(Move(basis.T @ step, measure([float(v) for v in middle + step], gradient)))
-
-    steps = np.stack([move.step for move in moves], 1)
-    scores = np.stack([np.bincount(group, (move.there.sums - here.sums).numpy()) for move in moves])
-    spread = np.linalg.solve(steps.T, scores).T
+        scores, hessian = _in_space(measure, optimum, basis, known, precise)
+    spread = np.stack([np.bincount(group, score) for score in scores], 1)
     spread = spread - spread.mean(0)
-    hessian = _hessian(moves, here, basis)
     if np.linalg.eigvalsh(hessian).min() <= 0:
         return list(nothing)
     inverse = np.linalg.inv(hessian)
@@ -88,6 +77,71 @@ def ratio_intervals(
         reach = NORMAL * float(np.sqrt(max(covariance[i, i], 0.0)))
         result[i] = Interval(values[i], max(0.0, values[i] - reach), min(1.0, values[i] + reach))
     return result
+
+
+def _in_space(
+    measure: Callable[[list[float], bool], Measured],
+    optimum: np.ndarray,
+    basis: np.ndarray,
+    known: Sequence[tuple[Sequence[float], Measured]],
+    precise: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each sample's score in each direction (directions, samples), and the Hessian (directions, directions), both summed over tokens."""
+    count = basis.shape[1]
+    near = [(np.array(point), found) for point, found in known if _apart(np.array(point) - optimum, basis) <= NEAR]
+    near.sort(key=lambda n: (n[1].gradient is None, _apart(n[0] - optimum, basis)))
+    if near and near[0][1].gradient is not None:
+        middle, here = near[0]
+    else:
+        middle, here = optimum, measure([float(v) for v in optimum], True)
+    moves = _spanning([Move(basis.T @ (point - middle), found) for point, found in near], precise)
+    while (direction := _missing(moves, count)) is not None:
+        step = _inside(middle, STEP * basis @ direction)
+        gradient = not precise or len(moves) < count - 1 or any(move.there.gradient is None for move in moves)
+        moves.append(Move(basis.T @ step, measure([float(v) for v in middle + step], gradient)))
+    steps = np.stack([move.step for move in moves], 1)
+    changes = np.stack([(move.there.sums - here.sums).numpy() for move in moves])
+    return np.linalg.solve(steps.T, changes), _hessian(moves, here, basis)
+
+
+def _on_a_line(
+    measure: Callable[[list[float], bool], Measured],
+    optimum: np.ndarray,
+    line: np.ndarray,
+    known: Sequence[tuple[Sequence[float], Measured]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same where one direction is free: how f bends says the parabola or the cubic through its values and slopes nearby."""
+    along = sorted(
+        ((float(line @ (np.array(point) - optimum)), found) for point, found in known
+         if _apart(np.array(point) - optimum, line[:, None]) <= ALONG),
+        key=lambda one: abs(one[0]),
+    )  # fmt: skip
+    nodes, sloped = along[:1], any(found.gradient is not None for _, found in along)
+    if not sloped or abs(nodes[0][0]) > AT_BOUND:
+        nodes = [(0.0, measure([float(v) for v in optimum], not sloped))]
+    for step, found in along:
+        if all(abs(step - other) >= STEP / 2 for other, _ in nodes):
+            nodes.append((step, found))
+    if len(nodes) == 1 or abs(nodes[1][0]) > NEAR:
+        aside = _inside(optimum, STEP * line)
+        nodes.insert(1, (float(line @ aside), measure([float(v) for v in optimum + aside], False)))
+    (_, here), (apart, there) = nodes[:2]
+
+    tokens, powers = float(here.tokens.sum()), np.arange(4)
+    values = [((step / ALONG) ** powers, float((found.sums - here.sums).sum())) for step, found in nodes]
+    slopes = [
+        (powers * (step / ALONG) ** np.maximum(powers - 1, 0), float(line @ np.array(found.slope())) * tokens * ALONG)
+        for step, found in nodes
+        if found.gradient is not None
+    ]
+    told = [*values[:2], *slopes, *values[2:]][: len(powers)]
+    curve = np.linalg.solve([row[: len(told)] for row, _ in told], [number for _, number in told])
+    return ((there.sums - here.sums).numpy() / apart)[None], np.array([[2 * curve[2] / ALONG**2]])
+
+
+def _inside(middle: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """The step, or back, where it would leave the models."""
+    return step if ((middle + step >= 0) & (middle + step <= 1)).all() else -step
 
 
 def _apart(step: np.ndarray, basis: np.ndarray) -> float:

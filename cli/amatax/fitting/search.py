@@ -15,6 +15,7 @@ FEW, MOST, SHARE = 32, 512, 10  # samples that the look sees: at least, at most,
 NEAR = 0.1  # means that are no farther apart share an optimum, mostly
 SAME = 1e-9
 STARTS = 3  # rough descents
+JOINED = 0.1  # from an optimum that was seen, and on the way down to it: a rough descent ends there as well
 ROUGH = 1e-4  # nats per token: where a rough descent stops
 FINE = 1e-4  # where the fit stops: this share of what the ratios can change
 FINEST = 1e-6  # and never finer, in nats per token: float32 tells no less than 1e-7 apart
@@ -22,6 +23,10 @@ ROUGH_STEPS, FINE_STEPS = 20, 60
 
 
 Goal = Callable[..., Function]  # (part, kept part, gradient=True) -> what is minimised
+
+
+class _JoinedError(Exception):
+    """Ends a rough descent on its way into an optimum that was seen before."""
 
 
 def search(
@@ -102,15 +107,28 @@ def _look_around(
     found: list[Optimum] = []
     known = begin.curvature if begin is not None else None
     for start in starts:
-        with suppress(AmataxError):  # nothing within the bound was found from there
+        with suppress(AmataxError, _JoinedError):  # AmataxError: nothing within the bound was found from there
+            away = _away_from(found, goal(*parts))
             found.append(
-                minimise(
-                    goal(*parts), start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known
-                )
+                minimise(away, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known)
             )
             known = found[-1].curvature
     heights = [height for (_, height), _ in looks]
     return distinct(found), max(heights) - min(heights)
+
+
+def _away_from(found: list[Optimum], function: Function) -> Function:
+    """The function, as long as it does not lead down to one of these from nearby."""
+
+    def evaluate(values: list[float]) -> tuple[float, list[float]]:
+        value, slope = function(values)
+        for optimum in found:
+            down = sum(s * (there - here) for s, there, here in zip(slope, optimum.values, values, strict=True)) < 0
+            if down and apart(values, optimum.values) <= JOINED:
+                raise _JoinedError
+        return value, slope
+
+    return evaluate
 
 
 def _goal(problem: Problem, keep: Keep | None, regulariser: float) -> Goal:

@@ -14,6 +14,9 @@ from amatax.fitting.optimum import Function, Optimum, falls, feasible, minimise
 
 NEARLY = 20  # times the tolerance: a gain that is foreseen to be less is taken without another gradient
 KEPT = 0.6  # share of the foreseen gain that such a step must bring, and as much more at most: a quarter of it is left then
+ON_A_LINE = 200  # instead of NEARLY where one direction is free: there the value tells how much is left
+LEFT = 5  # times the tolerance, which may be left then
+AT_BOUND = 1e-6
 ROUNDS = 10
 
 
@@ -29,7 +32,7 @@ def minimise_by(
     most: int,
     curvature: np.ndarray | None = None,
 ) -> Optimum:
-    """Descend from one start; ends some tolerances from the minimum (NEARLY x KEPT tell how many), nearer if the cheap one is right.
+    """Descend from one start; ends at most LEFT tolerances from the minimum, nearer if the cheap one is right.
 
     Args:
         cheap: a function like f, and its gradient.
@@ -56,14 +59,35 @@ def minimise_by(
             if curvature is None and falls(point, slope, shares, alpha) > tolerance:  # nothing was learnt: not the end
                 break
             return Optimum(point, here, len(points), path, curvature)
-        if foreseen < NEARLY * tolerance:
+        line = _on_a_line(point, step.values, shares, alpha)
+        if foreseen < (ON_A_LINE if line else NEARLY) * tolerance:
             reached, _ = value(step.values)
-            if KEPT * foreseen < here - reached < (2 - KEPT) * foreseen:
+            kept = (here - reached) / foreseen
+            if KEPT < kept < 2 - KEPT and (not line or _left(kept) * foreseen < LEFT * tolerance):
                 return Optimum(step.values, reached, len(points), [*path, reached], curvature)
         point = step.values
     best = points[int(np.argmin(path))]
     rest = minimise(function, best, shares, alpha, tolerance=tolerance, most=most, curvature=curvature)
     return Optimum(rest.values, rest.value, len(points) + rest.steps, path + rest.path, rest.curvature)
+
+
+def _on_a_line(one: Sequence[float], other: Sequence[float], shares: Sequence[float], alpha: float | None) -> bool:
+    """All but one direction end at the same bounds."""
+    free = [
+        share
+        for a, b, share in zip(one, other, shares, strict=True)
+        if max(min(a, 1 - a), min(b, 1 - b)) > AT_BOUND or abs(a - b) > AT_BOUND
+    ]
+    return len(free) - (alpha is not None and any(free)) == 1
+
+
+def _left(kept: float) -> float:
+    """Of the gain that was foreseen along a line: what is still to be gained, if both are parabolas with the same slope at its start.
+
+    One bends h = 2 - kept times as much as the other: it gains 1 / h in all.
+    """
+    bend = 2 - kept
+    return 1 / bend - kept
 
 
 def _tilted(function: Function, tilt: list[float], about: Sequence[float]) -> Function:

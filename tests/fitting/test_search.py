@@ -1,0 +1,119 @@
+"""The look around, in landscapes whose optima are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from amatax import api
+from amatax.fitting import search as module
+from amatax.fitting.likelihood import Measured
+from amatax.fitting.optimum import Function, Optimum
+from amatax.fitting.passes import Passes
+from amatax.fitting.problem import Problem
+from amatax.fitting.samples import Sample
+from amatax.fitting.search import search
+from amatax.fitting.variables import Variables
+from amatax.recipes.schema import Ratios
+from tests.fitting.test_optimum import bowl
+
+
+class Landscape(Problem):
+    """A problem whose likelihood is a function of the ratios."""
+
+    def __init__(self, function: Function, blocks: int, alpha: float) -> None:
+        names, shares = [f"block {i}" for i in range(blocks)], [Fraction(1, blocks)] * blocks
+        words = Ratios.model_validate({"blocks": [0.5] * blocks})
+        variables = Variables(names, shares, words, spans=None, groups=False, free_head=False)
+        nothing: Any = None
+        parts: dict[str, Sequence[Sample]] = {"fit": [Sample([0, 1], 1, "")]}
+        super().__init__(nothing, variables, parts, Passes(None, {}), 1, api.Watcher(), alpha)
+        self.function = function
+        self.gradients: list[list[float]] = []
+
+    def measured(
+        self, part: str, values: Sequence[float], *, gradient: bool = False, end: float | None = None
+    ) -> Measured:
+        point = list(values) if end is None else [end] * len(values)
+        value, slope = self.function(point)
+        if gradient:
+            self.gradients.append(point)
+        one = torch.ones(1, dtype=torch.float64)
+        return Measured(one * value, one, torch.tensor(slope, dtype=torch.float64) if gradient else None)
+
+
+def wells(*holes: tuple[list[float], float]) -> Function:
+    """Round holes of a width of 0.2 in a plain at 1: (middle, depth)."""
+
+    def function(values: list[float]) -> tuple[float, list[float]]:
+        value, slope = 1.0, np.zeros(len(values))
+        for middle, depth in holes:
+            away = np.array(values) - middle
+            here = depth * float(np.exp(-(away @ away) / 0.08))
+            value -= here
+            slope += here * away / 0.04
+        return value, slope.tolist()
+
+    return function
+
+
+def found(function: Function, alpha: float, begin: list[float] | None) -> tuple[Optimum, int, Landscape]:
+    problem = Landscape(function, 3, alpha)
+    old = None if begin is None else Optimum(begin, function(begin)[0], 1, [])
+    return *search(problem, alpha, None, 0.0, old, 0), problem
+
+
+SHALLOW, DEEP = [0.75, 0.5, 0.25], [0.25, 0.5, 0.75]
+
+
+def test_a_first_look_descends_from_uniform_once_and_from_the_best_corners() -> None:
+    optimum, seen, problem = found(wells((SHALLOW, 0.5), (DEEP, 0.8)), 0.5, None)
+    assert optimum.values == pytest.approx(DEEP, abs=0.02)
+    assert seen == 1  # uniform stands between the two; the two best corners are the deep one's
+    assert problem.gradients[0] == [0.5] * 3
+    assert sum(point == [0.5] * 3 for point in problem.gradients) == 1
+
+
+@pytest.mark.parametrize(("before", "end", "seen"), [(0.25, DEEP, 2), (0.45, SHALLOW, 1)])
+def test_a_far_mean_is_looked_around_for_and_a_near_one_trusts_the_last(
+    before: float, end: list[float], seen: int
+) -> None:
+    """From the shallow hole, which lies lower than any corner: three starts see the deep one, one does not."""
+    begin = [value + before - 0.5 for value in SHALLOW]
+    optimum, optima, _ = found(wells((SHALLOW, 0.5), (DEEP, 0.8)), 0.5, begin)
+    assert optimum.values == pytest.approx(end, abs=0.02)
+    assert optima == seen
+
+
+def test_a_near_mean_begins_at_a_corner_that_lies_lower() -> None:
+    optimum, _, _ = found(wells((DEEP, 0.8)), 0.5, [1.0, 0.0, 0.4])  # nothing is there now
+    assert optimum.values == pytest.approx(DEEP, abs=0.02)
+
+
+def test_a_descent_into_a_known_optimum_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bowl: the second and the third descent say nothing new."""
+
+    def gradients(joined: float) -> tuple[int, Optimum]:
+        monkeypatch.setattr(module, "JOINED", joined)
+        optimum, seen, problem = found(bowl(np.diag([1.0, 0.3, 0.1]), np.array([0.6, 0.3, 0.4])), 0.5, None)
+        assert seen == 1
+        return len({tuple(point) for point in problem.gradients}), optimum
+
+    (with_it, one), (without, other) = gradients(0.1), gradients(-1.0)
+    assert with_it < without
+    assert one.values == pytest.approx(other.values, abs=1e-2)
+
+
+def test_a_descent_that_only_passes_by_goes_on() -> None:
+    """An optimum nearby that lies up the slope is another one's."""
+    optimum = Optimum([0.5, 0.5], 0.0, 1, [])
+    away: Callable[[list[float]], Any] = module._away_from([optimum], bowl(np.eye(2), np.array([0.7, 0.3])))
+    assert away([0.55, 0.45])[0] > 0
+    with pytest.raises(module._JoinedError):
+        away([0.45, 0.55])
+    assert away([0.3, 0.7])[0] > 0  # too far to tell
