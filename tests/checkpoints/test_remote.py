@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from amatax.checkpoints.downloads import Download, check_room
 from amatax.errors import HubError
 from tests.conftest import Run, run_amatax
+from tests.disks import small_disk
 from tests.hub import Fault, Hub
 
 
@@ -221,6 +222,19 @@ def test_room_for_what_is_still_to_come(tmp_path: Path) -> None:
     assert sft.to_come() == free * 2 // 3
     (sft.root / "blobs" / "digest of a.1234.incomplete").write_bytes(bytes(1 << 20))
     assert sft.to_come() <= free * 2 // 3 - (1 << 20)
+
+
+def test_a_dry_run_says_what_will_be_fetched_and_whether_there_is_room(hub: Hub, recipe: Path, siblings: Path) -> None:
+    done = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings)
+    assert "fetches  " in done.out
+    assert "fetches  " not in run(hub, "merge", "hub.yaml", "out", "--dry-run", "--stream", cwd=siblings).out
+    with small_disk(siblings / "cache", 200_000) as disk:
+        cache = {"HF_HUB_CACHE": str(disk)}
+        small = run(hub, "merge", "hub.yaml", "out", "--dry-run", cwd=siblings, **cache)
+        assert small.code == 2
+        assert "still to come are acme/sft" in small.err
+        assert "--stream" in small.err
+        assert run(hub, "merge", "hub.yaml", "out", "--dry-run", "--stream", cwd=siblings, **cache).code == 0
 
 
 def test_a_repository_that_holds_no_model(hub: Hub, recipe: Path, siblings: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import Run, run_amatax
 from tests.hub import Fault, Hub, hub_process
@@ -189,3 +190,16 @@ def test_verify_sees_what_a_stream_cannot(hub: Hub, recipe: Path, siblings: Path
     hub.faults = []
     done = run(hub.url, "verify", "out", cwd=siblings)
     assert done.code != 0, done.out
+
+
+def test_a_tensor_that_is_not_finite_is_named_by_its_repository(hub: Hub, recipe: Path, siblings: Path) -> None:
+    file = siblings / "rlhf" / "model.safetensors"
+    file = file if file.exists() else sorted((siblings / "rlhf").glob("*.safetensors"))[0]
+    tensors = load_file(file)
+    name = next(name for name in tensors if "proj" in name)
+    tensors[name][1, 2] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    done = run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings)
+    assert done.code == 2
+    assert f"acme/rlhf@{hub.commit('acme/rlhf', 'main')[:12]}: {file.name}: {name!r} of rlhf holds nan" in done.err
+    assert str(siblings) not in done.err

@@ -8,14 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import Run, run_amatax
+from tests.disks import mounted, small_disk
 from tests.faults.breaking import (
     Case,
     amatax_here,
@@ -217,26 +217,6 @@ def test_standard_output_on_a_full_disk(siblings: Path) -> None:
 
 
 # full and read-only disks
-
-
-@contextmanager
-def mounted(at: Path, *options: str) -> Iterator[Path]:
-    """A mount of its own, or a skip."""
-    mount = shutil.which("mount")
-    if os.geteuid() != 0 or mount is None:
-        pytest.skip("needs root, to mount")
-    at.mkdir(exist_ok=True)
-    done = subprocess.run([mount, *options, str(at)], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
-    try:
-        yield at
-    finally:
-        subprocess.run(["umount", "--lazy", str(at)], check=True)
-
-
-def small_disk(at: Path, size: int) -> Any:
-    return mounted(at, "-t", "tmpfs", "-o", f"size={size}", "none")
 
 
 def test_a_disk_too_small_is_seen_by_the_plan(siblings: Path) -> None:

@@ -41,6 +41,28 @@ def test_shards_go_to_the_hub_as_they_are_finished(hub: Hub, home: Path, xet: st
     assert set(hub.repos["acme/shipped"]) == {"main"}, "the branch stays"
 
 
+def test_what_is_there_already_is_not_sent_again(hub: Hub, home: Path) -> None:
+    """Also by a run that was stopped before it could remove its branch."""
+    hub.faults = [Fault(r"DELETE .*/branch/", status=500, times=99)]
+    assert shipped(hub, home).code == 0
+    assert len(hub.repos["acme/shipped"]) == 2
+    hub.faults, hub.requests[:] = [], []
+    again = shipped(hub, home)
+    assert again.code == 0, again.err
+    assert "nothing was sent" in again.out
+    assert not [path for method, path in hub.requests if method == "PUT" or "/commit/" in path]
+    assert set(hub.repos["acme/shipped"]) == {"main"}
+    assert not (home / "shipped.unfinished").exists()
+
+    (hub.folder("acme/shipped", "main") / "model-00002-of-00005.safetensors").unlink()  # by whoever
+    mended = shipped(hub, home)
+    assert mended.code == 0, mended.err
+    assert "nothing was sent" not in mended.out
+    same_as_local(hub, home)
+    (home / "hub.yaml").write_text((home / "hub.yaml").read_text().replace("0.7", "0.6"))
+    assert "nothing was sent" not in shipped(hub, home).out
+
+
 def test_shards_into_a_pull_request(hub: Hub, home: Path) -> None:
     assert run(hub, "push", "out", "acme/shipped", cwd=home).code == 0
     before = hub.commit("acme/shipped", "main")

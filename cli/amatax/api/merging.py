@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amatax.api.common import RecipeSource, Watcher, as_recipe
 from amatax.api.pushing import check_push, push
-from amatax.checkpoints.downloads import check_room, remember_name
+from amatax.checkpoints.downloads import Download, check_room, remember_name
 from amatax.checkpoints.remote import fetch_side_files, wanted
 from amatax.errors import CheckpointError, OutputError
 from amatax.planning.destination import RECIPE, RECORD, State
@@ -53,18 +53,32 @@ class MergeResult:
     pushed: Pushed | None = None
 
 
-def plan(recipe: RecipeSource, output: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Plan:
+def plan(
+    recipe: RecipeSource,
+    output: str | PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    stream: bool = False,
+    carried: bool = False,
+) -> Plan:
     """Find out from headers alone what a merge will do, or everything that is wrong with it; of Hub models no weight is fetched.
 
     Args:
         recipe: a Recipe, a YAML file, or a mapping.
         output: the folder to write; wins over the recipe's output.path.
         overwrite: another model may stand in the output folder.
+        stream: the weights of Hub models will be read over the network: the cache needs no room for them.
+        carried: the shards will go to the Hub one by one: the output needs no room for all of them.
 
     Raises:
         RecipeError, PlanError: with all faults.
+        HubError: if a model cannot be read, or the cache's disk is too small for what is still to come.
     """
-    return make_plan(as_recipe(recipe), Path(output) if output is not None else None, overwrite=overwrite, remote=True)
+    folder = Path(output) if output is not None else None
+    planned = make_plan(as_recipe(recipe), folder, overwrite=overwrite, remote=True, carried=carried)
+    if not stream:
+        downloads(planned)
+    return planned
 
 
 def merge(
@@ -123,6 +137,11 @@ def merge(
         result.pushed = _pushed(folder, push_to, push_options, watcher)
         return result
 
+    shipping = _shipping(planned, push_to, push_options, watcher) if push_to and carried else None
+    if shipping is not None and not overwrite and (there := shipping.already()):
+        shipping.pushed = there
+        shipping.clear()
+        return MergeResult(planned, folder, already=True, notes=planned.notes, pushed=there)
     if stream:
         fetch_side_files(planned.side_files.values(), planned.checkpoints.values())
     else:
@@ -132,7 +151,6 @@ def merge(
     from amatax.writing.workplace import Workplace
     from amatax.writing.writer import write_model
 
-    shipping = _shipping(planned, push_to, push_options, watcher) if push_to and carried else None
     started = time.perf_counter()
     kept = 0
 
@@ -247,15 +265,25 @@ def _downloaded(planned: Plan, watcher: Watcher, *, overwrite: bool = False) -> 
     watcher.say(
         f"fetching {' and '.join(c.pinned for c in far.values())}, {size / 1e9:.2f} GB where not in the cache yet"
     )
-    place = (planned.output or Path()).resolve()
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
-    beside = {} if planned.found is State.SAME else {there: planned.writes}
-    downloads = [wanted(checkpoint) for checkpoint in far.values()]
-    check_room(downloads, beside)
+    coming = downloads(planned)
     near = make_plan(planned.recipe, planned.output, overwrite=overwrite)
-    for download in downloads:  # planned at its commit; offline the name is asked for
+    for download in coming:  # planned at its commit; offline the name is asked for
         remember_name(download)
     return near
+
+
+def downloads(planned: Plan) -> list[Download]:
+    """What a merge fetches of the models that are on the Hub.
+
+    Raises:
+        HubError: if the cache's disk is too small for it, and for the output where that stands on the same disk.
+    """
+    coming = [wanted(checkpoint) for checkpoint in planned.checkpoints.values() if checkpoint.remote is not None]
+    if coming:
+        place = (planned.output or Path()).resolve()
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        check_room(coming, {} if planned.found is State.SAME else {there: planned.writes})
+    return coming
 
 
 def _touched_since(planned: Plan, record: Path) -> bool:

@@ -163,6 +163,11 @@ def wanted(checkpoint: Checkpoint) -> Download:
     return Download(repo, str(checkpoint.commit), revision, checkpoint.folder, files)
 
 
+def to_come(checkpoints: Iterable[Checkpoint]) -> int:
+    """Bytes of Hub models that are not in the cache yet."""
+    return sum(wanted(checkpoint).to_come() for checkpoint in checkpoints if checkpoint.remote is not None)
+
+
 def _is_plain(name: str) -> bool:
     parts = name.split("/")
     return "\\" not in name and name.isprintable() and all(part not in ("", ".", "..") for part in parts)

@@ -74,16 +74,16 @@ def run(
     wishes = push_options(private, revision, create_pr, commit_message, token, replace, allow_restricted)
     if not push and any(wishes.values()):
         raise typer.BadParameter("the options of a push need it", param_hint="--push REPO")
-    if push and fit:
+    if push and (fit or dry_run):
         api.check_push(file, push, **wishes)  # before the fit
     if fit:
         file = _fitted(file, output, device, overwrite, quiet or as_json)
     if dry_run:
-        planned = api.plan(file, output or None, overwrite=overwrite)
+        planned = api.plan(file, output or None, overwrite=overwrite, stream=stream, carried=bool(push) and stream)
         if as_json:
             print(json.dumps(plan_json(planned), indent=2))
         elif not quiet:
-            print("\n".join(plan_lines(planned, threads)))
+            print("\n".join(plan_lines(planned, threads, stream)))
         return
     importing.merges_only = not push
     with ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
@@ -159,8 +159,9 @@ def block_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def plan_lines(plan: Plan, threads: int) -> list[str]:
+def plan_lines(plan: Plan, threads: int, stream: bool) -> list[str]:
     """The plan for people."""
+    from amatax.checkpoints.remote import to_come
     from amatax.planning.destination import unfinished
     from amatax.planning.memory import expected_memory
 
@@ -179,6 +180,8 @@ def plan_lines(plan: Plan, threads: int) -> list[str]:
     ]
     lines += [f"  {line}" for line in block_lines(plan)]
     lines += ["", f"tensors  {len(plan.tensors)}: {shown}"]
+    if (coming := to_come(plan.checkpoints.values())) and not stream:
+        lines += [f"fetches  {human_bytes(coming)} into huggingface_hub's cache (--stream reads them without a copy)"]
     lines += [
         f"reads    {human_bytes(plan.reads)}",
         f"writes   {human_bytes(plan.writes)} in {len(plan.shards)} shard(s)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from amatax import __version__
 from amatax.checkpoints.hub_client import hub_api, patiently
 from amatax.checkpoints.hub_errors import hub_error
 from amatax.errors import AmataxError, HubError
-from amatax.planning.destination import WORK
+from amatax.planning.destination import RECORD, WORK
 from amatax.planning.plan import Plan
 from amatax.publishing.inputs import card_facts
 from amatax.publishing.push import (
@@ -59,6 +60,42 @@ class Shipping:
         self.pushed: Pushed | None = None
         self._carried: dict[str, tuple[int, str]] = {}  # size and sha256
         self._begun = False
+
+    def already(self) -> Pushed | None:
+        """What an earlier run made whole there: a record of this very merge, with all its files in their sizes.
+
+        Of a pull request, or of local inputs (which the identity knows by their headers alone), nothing is taken for granted.
+        """
+        if (
+            not self.target.exists
+            or self.options.create_pr
+            or any(c.commit is None for c in self.plan.checkpoints.values())
+        ):
+            return None
+        return self._asked(self._recorded)
+
+    def _recorded(self) -> Pushed | None:
+        from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.hf_api import RepoFile
+
+        try:
+            commit = patiently(lambda: self.api.model_info(self.repo, revision=self.options.revision)).sha
+            record = json.loads(Path(self.api.hf_hub_download(self.repo, RECORD, revision=commit)).read_bytes())
+        except (EntryNotFoundError, RevisionNotFoundError, ValueError):
+            return None
+        if not isinstance(record, dict) or record.get("identity") != self.plan.identity:
+            return None
+        tree = patiently(lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=commit)))
+        sizes = {item.path: item.size for item in tree if isinstance(item, RepoFile)}
+        shards, others = record.get("shards") or {}, record.get("files") or {}
+        if (
+            any(sizes.get(shard.file) != shards.get(shard.file, -1) for shard in self.plan.shards)
+            or others.keys() - sizes
+        ):
+            return None
+        files = {name: sizes[name] for name in [*shards, *others]}
+        note = "the repository holds this very merge already: nothing was sent (--overwrite sends it again)"
+        return Pushed(self.repo, f"{self.api.endpoint}/{self.repo}/commit/{commit}", str(commit), files, [note])
 
     def has(self, entry: dict[str, Any]) -> bool:
         """Whether a shard of the journal is on the branch."""

@@ -43,6 +43,10 @@ class Files:
     def __init__(self) -> None:
         self._open: dict[Path, int] = {}
 
+    def named(self, path: Path) -> str:
+        """A file for people."""
+        return str(path)
+
     def read(self, path: Path, into: memoryview, offset: int) -> None:
         """Fill `into` from a file.
 

@@ -255,9 +255,9 @@ class Worker:
             bad = ~chunk.to(torch.float64).isfinite()
             if bad.any():
                 at = int(bad.nonzero()[0])
-                path = tensor.sources[role].path
+                file = self.files.named(tensor.sources[role].path)
                 raise NonFiniteError(
-                    f"{path}: {tensor.name!r} of {role} holds {float(chunk[at]):g} (element {first + at})",
+                    f"{file}: {tensor.name!r} of {role} holds {float(chunk[at]):g} (element {first + at})",
                     "the checkpoint is probably broken; --allow-nonfinite merges it all the same",
                 )
 

@@ -88,6 +88,11 @@ class RemoteFiles(Files):
         self._far = far
         self._ours = threading.local()  # every worker reads its own tensors, each in order
 
+    def named(self, path: Path) -> str:
+        """A file for people: one on the Hub by its repository and commit."""
+        file = self._far.get(path)
+        return f"{file.repo}@{file.commit[:12]}: {file.name}" if file is not None else super().named(path)
+
     def read(self, path: Path, into: memoryview, offset: int) -> None:
         """Fill `into` from a file.
 
