@@ -49,7 +49,9 @@ def test_a_plan_fetches_no_weight(hub: Hub, recipe: Path, siblings: Path) -> Non
     assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).code == 0
     near = run(hub, "merge", "hub.yaml", "out", "--dry-run", "--json", cwd=siblings, HF_HUB_OFFLINE="1")
     assert near.code == 0, near.err
-    one, other = ({key: value for key, value in plan.json.items() if key != "state"} for plan in (far, near))
+    assert far.json["fetches"] > 0
+    own = ("state", "fetches")
+    one, other = ({key: value for key, value in plan.json.items() if key not in own} for plan in (far, near))
     assert one == other
 
     before = len(hub.requests)
@@ -235,6 +237,10 @@ def test_a_dry_run_says_what_will_be_fetched_and_whether_there_is_room(hub: Hub,
         assert "still to come are acme/sft" in small.err
         assert "--stream" in small.err
         assert run(hub, "merge", "hub.yaml", "out", "--dry-run", "--stream", cwd=siblings, **cache).code == 0
+        assert run(hub, "merge", "hub.yaml", "out", cwd=siblings).code == 0
+        finished = run(hub, "merge", "hub.yaml", "out", "--dry-run", "--json", cwd=siblings, **cache)
+        assert finished.code == 0, finished.err
+        assert finished.json["fetches"] == 0
 
 
 def test_a_repository_that_holds_no_model(hub: Hub, recipe: Path, siblings: Path) -> None:

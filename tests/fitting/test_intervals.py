@@ -138,6 +138,11 @@ def test_a_bent_likelihood_has_the_curvature_of_its_optimum() -> None:
         ([(0.0, False), (-0.2, True)], [(0.0, True), (0.01, False)]),  # too far
         ([(0.0, True), (-0.1, True), (0.001, False), (-0.03, True)], []),
         ([(0.0, False), (-0.1, False), (0.02, False), (0.05, False)], [(0.0, True)]),  # no slope among them
+        ([(0.0, False), (0.003, True)], [(0.01, False)]),  # the slope of a point whose value says nothing new
+        ([(0.0, False), (0.003, True), (0.02, False)], []),
+        ([(0.0, False), (0.02, False), (0.023, True)], []),
+        ([(0.0, False), (0.0, True)], [(0.01, False)]),
+        ([(0.0, False), (0.003, True), (0.1, True)], [(0.01, False)]),
     ],
 )
 def test_along_a_line_the_curvature_is_that_of_the_optimum(

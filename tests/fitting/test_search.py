@@ -112,7 +112,7 @@ def test_a_descent_into_a_known_optimum_ends_early(monkeypatch: pytest.MonkeyPat
 def test_a_descent_that_only_passes_by_goes_on() -> None:
     """An optimum nearby that lies up the slope is another one's."""
     optimum = Optimum([0.5, 0.5], 0.0, 1, [])
-    away: Callable[[list[float]], Any] = module._away_from([optimum], bowl(np.eye(2), np.array([0.7, 0.3])))
+    away: Callable[[list[float]], Any] = module._until_joined(bowl(np.eye(2), np.array([0.7, 0.3])), [optimum], 0.1)
     assert away([0.55, 0.45])[0] > 0
     with pytest.raises(module._JoinedError):
         away([0.45, 0.55])

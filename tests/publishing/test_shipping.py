@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,13 +56,65 @@ def test_what_is_there_already_is_not_sent_again(hub: Hub, home: Path) -> None:
     assert set(hub.repos["acme/shipped"]) == {"main"}
     assert not (home / "shipped.unfinished").exists()
 
-    (hub.folder("acme/shipped", "main") / "model-00002-of-00005.safetensors").unlink()  # by whoever
-    mended = shipped(hub, home)
-    assert mended.code == 0, mended.err
-    assert "nothing was sent" not in mended.out
-    same_as_local(hub, home)
+    (hub.folder("acme/shipped", "main") / "README.md").write_text("---\nlicense: mit\n---\nEdited by hand.")
+    assert "nothing was sent" in shipped(hub, home).out
     (home / "hub.yaml").write_text((home / "hub.yaml").read_text().replace("0.7", "0.6"))
     assert "nothing was sent" not in shipped(hub, home).out
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.unlink()  # the store may have the same file
+    path.write_bytes(data)
+
+
+def odd_record(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda there: (there / "model-00002-of-00005.safetensors").unlink(),
+        lambda there: flip(there / "model-00002-of-00005.safetensors"),
+        lambda there: (there / "config.json").write_text("{}"),
+        lambda there: odd_record(there / "amatax_record.json", carried=[1]),
+        lambda there: odd_record(there / "amatax_record.json", files="none"),
+        lambda there: (there / "amatax_record.json").write_text("[" * 100_000),
+    ],
+)
+def test_what_was_changed_there_is_made_again(hub: Hub, home: Path, harm: Callable[[Path], object]) -> None:
+    assert shipped(hub, home).code == 0
+    harm(hub.folder("acme/shipped", "main"))
+    again = shipped(hub, home)
+    assert again.code == 0, again.err
+    assert "nothing was sent" not in again.out
+    assert (hub.folder("acme/shipped", "main") / "config.json").read_bytes() == (home / "out/config.json").read_bytes()
+    same_as_local(hub, home)
+
+
+def test_another_models_weights_beside_what_is_there(hub: Hub, home: Path) -> None:
+    assert shipped(hub, home).code == 0
+    (hub.folder("acme/shipped", "main") / "pytorch_model.bin").write_bytes(b"other")
+    refused = shipped(hub, home)
+    assert refused.code == 2
+    assert "holds files of another model (pytorch_model.bin)" in refused.err
+    assert shipped(hub, home, "--replace").code == 0
+    assert not (hub.folder("acme/shipped", "main") / "pytorch_model.bin").exists()
+
+
+def test_what_an_earlier_run_left_here_goes_when_all_is_there(hub: Hub, home: Path) -> None:
+    hub.faults = [Fault(r"POST .*/commit/main", status=500, times=999)]
+    assert shipped(hub, home).code == 2
+    assert (home / "shipped.unfinished").exists()
+    hub.faults = []
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(home / "hub.yaml", elsewhere)
+    assert shipped(hub, elsewhere).code == 0
+    assert "nothing was sent" in shipped(hub, home).out
+    assert not (home / "shipped.unfinished").exists()
 
 
 def test_shards_into_a_pull_request(hub: Hub, home: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from amatax.api.common import Watcher
 from amatax.api.fitting import distill, fit_ratios
 from amatax.api.looking import Inspection, difference, inspect
-from amatax.api.merging import MergeResult, merge, plan, verify
+from amatax.api.merging import MergeResult, merge, verify
+from amatax.api.planning import plan
 from amatax.api.pushing import check_push, push
 from amatax.recipes.loading import load_recipe
 

@@ -1,4 +1,4 @@
-"""plan, merge and verify: from a recipe to a model folder, and back to its inputs."""
+"""merge and verify: from a recipe to a model folder, and back to its inputs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amatax.api.common import RecipeSource, Watcher, as_recipe
+from amatax.api.planning import downloaded, planned_from_headers
 from amatax.api.pushing import check_push, push
-from amatax.checkpoints.downloads import Download, check_room, remember_name
-from amatax.checkpoints.remote import fetch_side_files, wanted
+from amatax.checkpoints.remote import fetch_side_files
 from amatax.errors import CheckpointError, OutputError
 from amatax.planning.destination import RECIPE, RECORD, State
 from amatax.planning.memory import default_threads
@@ -53,34 +53,6 @@ class MergeResult:
     pushed: Pushed | None = None
 
 
-def plan(
-    recipe: RecipeSource,
-    output: str | PathLike[str] | None = None,
-    *,
-    overwrite: bool = False,
-    stream: bool = False,
-    carried: bool = False,
-) -> Plan:
-    """Find out from headers alone what a merge will do, or everything that is wrong with it; of Hub models no weight is fetched.
-
-    Args:
-        recipe: a Recipe, a YAML file, or a mapping.
-        output: the folder to write; wins over the recipe's output.path.
-        overwrite: another model may stand in the output folder.
-        stream: the weights of Hub models will be read over the network: the cache needs no room for them.
-        carried: the shards will go to the Hub one by one: the output needs no room for all of them.
-
-    Raises:
-        RecipeError, PlanError: with all faults.
-        HubError: if a model cannot be read, or the cache's disk is too small for what is still to come.
-    """
-    folder = Path(output) if output is not None else None
-    planned = make_plan(as_recipe(recipe), folder, overwrite=overwrite, remote=True, carried=carried)
-    if not stream:
-        downloads(planned)
-    return planned
-
-
 def merge(
     recipe: RecipeSource,
     output: str | PathLike[str] | None = None,
@@ -112,15 +84,10 @@ def merge(
         AmataxError: see amatax.errors.
     """
     watcher = watcher or Watcher()
-    wanted = as_recipe(recipe)
+    known = as_recipe(recipe)
     if push_to:
-        check_push(wanted, push_to, **(push_options or {}))
-    carried = bool(push_to) and stream
-    if carried and output is None and wanted.output.path is None:
-        output = str(push_to).rpartition("/")[2]  # where it works
-    planned = make_plan(
-        wanted, Path(output) if output is not None else None, overwrite=overwrite, remote=True, carried=carried
-    )
+        check_push(known, push_to, **(push_options or {}))
+    planned = planned_from_headers(known, output, overwrite=overwrite, stream=stream, push_to=push_to)
     folder = planned.output
     if folder is None:
         hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
@@ -129,7 +96,7 @@ def merge(
         from amatax.writing.workplace import tidy
 
         if _touched_since(planned, folder / RECORD):
-            planned = _downloaded(planned, watcher)
+            planned = downloaded(planned, watcher)
             watcher.say("input files are newer than the output: comparing their checksums")
             _same_inputs(planned, folder, _streamer(planned, device, threads, allow_nonfinite, watcher)(), watcher)
         tidy(folder)
@@ -137,15 +104,17 @@ def merge(
         result.pushed = _pushed(folder, push_to, push_options, watcher)
         return result
 
-    shipping = _shipping(planned, push_to, push_options, watcher) if push_to and carried else None
-    if shipping is not None and not overwrite and (there := shipping.already()):
-        shipping.pushed = there
+    shipping = _shipping(planned, push_to, push_options, watcher) if push_to and stream else None
+    if shipping is not None and not overwrite and shipping.already():
+        from amatax.writing.workplace import discard
+
+        discard(planned, folder.resolve())
         shipping.clear()
-        return MergeResult(planned, folder, already=True, notes=planned.notes, pushed=there)
+        return MergeResult(planned, folder, already=True, notes=planned.notes, pushed=shipping.pushed)
     if stream:
         fetch_side_files(planned.side_files.values(), planned.checkpoints.values())
     else:
-        planned = _downloaded(planned, watcher, overwrite=overwrite)
+        planned = downloaded(planned, watcher, overwrite=overwrite)
     streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
     from amatax.writing.record import rounded_away
     from amatax.writing.workplace import Workplace
@@ -250,40 +219,6 @@ def _streamer(
     where = pick_device(device)
     count = threads or default_threads()
     return lambda: Streamer(planned, where, count, allow_nonfinite=allow_nonfinite, advance=watcher.advance)
-
-
-def _downloaded(planned: Plan, watcher: Watcher, *, overwrite: bool = False) -> Plan:
-    """The same plan with every file here: what was planned from the Hub's headers is fetched now, at the planned commits.
-
-    Raises:
-        HubError: if the Hub stops answering; what has arrived is kept.
-    """
-    far = {role: checkpoint for role, checkpoint in planned.checkpoints.items() if checkpoint.remote is not None}
-    if not far:
-        return planned
-    size = sum(checkpoint.nbytes for checkpoint in far.values())
-    watcher.say(
-        f"fetching {' and '.join(c.pinned for c in far.values())}, {size / 1e9:.2f} GB where not in the cache yet"
-    )
-    coming = downloads(planned)
-    near = make_plan(planned.recipe, planned.output, overwrite=overwrite)
-    for download in coming:  # planned at its commit; offline the name is asked for
-        remember_name(download)
-    return near
-
-
-def downloads(planned: Plan) -> list[Download]:
-    """What a merge fetches of the models that are on the Hub.
-
-    Raises:
-        HubError: if the cache's disk is too small for it, and for the output where that stands on the same disk.
-    """
-    coming = [wanted(checkpoint) for checkpoint in planned.checkpoints.values() if checkpoint.remote is not None]
-    if coming:
-        place = (planned.output or Path()).resolve()
-        there = next(folder for folder in (place, *place.parents) if folder.exists())
-        check_room(coming, {} if planned.found is State.SAME else {there: planned.writes})
-    return coming
 
 
 def _touched_since(planned: Plan, record: Path) -> bool:

@@ -77,9 +77,9 @@ def run(
     if push and (fit or dry_run):
         api.check_push(file, push, **wishes)  # before the fit
     if fit:
-        file = _fitted(file, output, device, overwrite, quiet or as_json)
+        file = _fitted(file, output, device, overwrite, push if stream else "", quiet or as_json)
     if dry_run:
-        planned = api.plan(file, output or None, overwrite=overwrite, stream=stream, carried=bool(push) and stream)
+        planned = api.plan(file, output or None, overwrite=overwrite, stream=stream, push_to=push or None)
         if as_json:
             print(json.dumps(plan_json(planned), indent=2))
         elif not quiet:
@@ -105,7 +105,7 @@ def run(
         print("\n".join(result_lines(result)))
 
 
-def _fitted(file: Path, output: str, device: str, overwrite: bool, quiet: bool) -> Path:
+def _fitted(file: Path, output: str, device: str, overwrite: bool, carried_to: str, quiet: bool) -> Path:
     """The recipe with fitted ratios, beside the folder that will be written; one that is finished is taken as it is."""
     from amatax import api
     from amatax.commands.fit_ratios import report_lines
@@ -121,7 +121,8 @@ def _fitted(file: Path, output: str, device: str, overwrite: bool, quiet: bool) 
     ):  # whatever is wrong with the merge is found before the fit, at ratios that stand for its own
         known = recipe.merge.ratios or 0.5
         merge = recipe.merge.model_copy(update={"ratios": known})
-        api.plan(recipe.model_copy(update={"merge": merge}), folder, overwrite=overwrite)
+        wanted = recipe.model_copy(update={"merge": merge})
+        api.plan(wanted, folder, overwrite=overwrite, stream=bool(carried_to), push_to=carried_to or None)
     with ProgressWatcher("fitting", quiet=quiet, unit="samples") as watcher:
         result = api.fit_ratios(file, target, device=device, overwrite=overwrite, watcher=watcher)
     if not quiet:
@@ -159,9 +160,16 @@ def block_lines(plan: Plan) -> list[str]:
     return lines
 
 
+def fetches(plan: Plan) -> int:
+    """Bytes of Hub models that a merge brings into the cache, where it does not stream them."""
+    from amatax.checkpoints.remote import to_come
+    from amatax.planning.destination import State
+
+    return 0 if plan.found is State.SAME else to_come(plan.checkpoints.values())
+
+
 def plan_lines(plan: Plan, threads: int, stream: bool) -> list[str]:
     """The plan for people."""
-    from amatax.checkpoints.remote import to_come
     from amatax.planning.destination import unfinished
     from amatax.planning.memory import expected_memory
 
@@ -180,7 +188,7 @@ def plan_lines(plan: Plan, threads: int, stream: bool) -> list[str]:
     ]
     lines += [f"  {line}" for line in block_lines(plan)]
     lines += ["", f"tensors  {len(plan.tensors)}: {shown}"]
-    if (coming := to_come(plan.checkpoints.values())) and not stream:
+    if not stream and (coming := fetches(plan)):
         lines += [f"fetches  {human_bytes(coming)} into huggingface_hub's cache (--stream reads them without a copy)"]
     lines += [
         f"reads    {human_bytes(plan.reads)}",
@@ -200,6 +208,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
     return {
         "identity": plan.identity,
+        "fetches": fetches(plan),
         "method": plan.recipe.merge.method,
         "models": {role: {"ref": c.ref, "commit": c.commit, "bytes": c.nbytes} for role, c in plan.checkpoints.items()},
         "layers": plan.model.layers,
@@ -231,7 +240,7 @@ def result_lines(result: MergeResult) -> list[str]:
     """The result for people."""
     plan, folder = result.plan, result.output
     pushed = [] if result.pushed is None else pushed_lines(result.pushed)
-    if result.already:
+    if result.already and folder.exists():
         return [f"{folder} is finished already: the same merge, nothing was written", *pushed]
     if not folder.exists():  # taken to the Hub shard by shard
         return [*(f"  {line}" for line in block_lines(plan)), *(f"note: {note}" for note in result.notes), *pushed]

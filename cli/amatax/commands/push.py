@@ -81,8 +81,11 @@ def push_options(
 def pushed_lines(pushed: Pushed) -> list[str]:
     """What is on the Hub now, for people."""
     size = human_bytes(sum(pushed.files.values()))
+    files = f"{len(pushed.files)} files, {size}, all there with the same sizes and hashes"
+    if not pushed.sent:
+        files = f"this very merge is there already ({len(pushed.files)} files, {size}): nothing was sent"
     return [
-        f"pushed to {pushed.repo}: {len(pushed.files)} files, {size}, all there with the same sizes and hashes",
+        f"{'pushed to ' if pushed.sent else ''}{pushed.repo}: {files}",
         *(f"note: {note}" for note in pushed.notes),
         f"see:    {pushed.url}",
         f'load:   from_pretrained("{pushed.repo}", revision="{pushed.commit}")',

@@ -10,12 +10,13 @@ import torch
 
 from amatax.fitting.evidence import FEWEST, Interval, prompt_groups
 from amatax.fitting.likelihood import Measured
+from amatax.fitting.optimum import AT_BOUND
 
 NORMAL = 1.959963984540054  # the normal quantile of 95 %
 STEP = 0.01  # of the differences
 NEAR = 0.05  # a point of the descent that is no farther from the optimum serves as well
-ALONG = 0.15  # where one direction is free: one that is no farther
-AT_BOUND = 1e-6
+ALONG = 0.12  # where one direction is free: one that is no farther
+SLOPES = 0.03  # slopes that are no farther apart say the same
 
 
 class Move(NamedTuple):
@@ -37,8 +38,8 @@ def ratio_intervals(
 ) -> list[Interval | None]:
     """Sandwich intervals H^-1 J H^-1 along the directions in which the fit could move, clipped to 0..1.
 
-    H is the curvature of the summed NLL and J the spread of the prompts' scores, both by differences from the point nearest to the
-    optimum whose gradient is known: to other known points, and to one more in each direction in which none lies.
+    H is the curvature of the summed NLL and J the spread of the prompts' scores, both by differences between passes near the
+    optimum: those that are known, and as few more as are needed.
 
     Args:
         measure: (point, gradient) -> a pass over the fitted samples.
@@ -110,33 +111,44 @@ def _on_a_line(
     line: np.ndarray,
     known: Sequence[tuple[Sequence[float], Measured]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same where one direction is free: how f bends says the parabola or the cubic through its values and slopes nearby."""
-    along = sorted(
-        ((float(line @ (np.array(point) - optimum)), found) for point, found in known
-         if _apart(np.array(point) - optimum, line[:, None]) <= ALONG),
-        key=lambda one: abs(one[0]),
-    )  # fmt: skip
-    nodes, sloped = along[:1], any(found.gradient is not None for _, found in along)
-    if not sloped or abs(nodes[0][0]) > AT_BOUND:
-        nodes = [(0.0, measure([float(v) for v in optimum], not sloped))]
-    for step, found in along:
-        if all(abs(step - other) >= STEP / 2 for other, _ in nodes):
-            nodes.append((step, found))
-    if len(nodes) == 1 or abs(nodes[1][0]) > NEAR:
+    """What `_in_space` gives, where one direction is free: the bend is that of the parabola or the cubic through what is known there.
+
+    Two values, then slopes, then more values, the nearest first, until there are four facts; the score is the difference of the
+    first two values.
+    """
+    steps = [(float(line @ (np.array(point) - optimum)), found) for point, found in known
+             if _apart(np.array(point) - optimum, line[:, None]) <= ALONG]  # fmt: skip
+    steps.sort(key=lambda one: abs(one[0]))
+    sloped = _apart_by(SLOPES, [one for one in steps if one[1].gradient is not None])
+    if not sloped:
+        here = measure([float(v) for v in optimum], True)
+        steps, sloped = [(0.0, here), *steps], [(0.0, here)]
+    elif abs(steps[0][0]) > AT_BOUND:
+        steps = [(0.0, measure([float(v) for v in optimum], False)), *steps]
+    valued = _apart_by(STEP / 2, steps)
+    if len(valued) == 1 or abs(valued[1][0]) > NEAR:
         aside = _inside(optimum, STEP * line)
-        nodes.insert(1, (float(line @ aside), measure([float(v) for v in optimum + aside], False)))
-    (_, here), (apart, there) = nodes[:2]
+        valued.insert(1, (float(line @ aside), measure([float(v) for v in optimum + aside], False)))
+    (_, here), (apart, there) = valued[:2]
 
     tokens, powers = float(here.tokens.sum()), np.arange(4)
-    values = [((step / ALONG) ** powers, float((found.sums - here.sums).sum())) for step, found in nodes]
+    values = [((step / ALONG) ** powers, float((found.sums - here.sums).sum())) for step, found in valued]
     slopes = [
         (powers * (step / ALONG) ** np.maximum(powers - 1, 0), float(line @ np.array(found.slope())) * tokens * ALONG)
-        for step, found in nodes
-        if found.gradient is not None
+        for step, found in sloped
     ]
-    told = [*values[:2], *slopes, *values[2:]][: len(powers)]
-    curve = np.linalg.solve([row[: len(told)] for row, _ in told], [number for _, number in told])
+    facts = [*values[:2], *slopes, *values[2:]][: len(powers)]
+    curve = np.linalg.solve([row[: len(facts)] for row, _ in facts], [number for _, number in facts])
     return ((there.sums - here.sums).numpy() / apart)[None], np.array([[2 * curve[2] / ALONG**2]])
+
+
+def _apart_by(least: float, steps: Sequence[tuple[float, Measured]]) -> list[tuple[float, Measured]]:
+    """Those of the sorted steps that are no nearer to one another, the first ones first."""
+    found: list[tuple[float, Measured]] = []
+    for step, there in steps:
+        if all(abs(step - other) >= least for other, _ in found):
+            found.append((step, there))
+    return found
 
 
 def _inside(middle: np.ndarray, step: np.ndarray) -> np.ndarray:

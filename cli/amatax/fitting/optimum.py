@@ -22,6 +22,7 @@ PATIENCE = 6  # evaluations without a gain after which a descent ends
 ALIKE = 2e-4  # points that differ by less are one: at a bound SLSQP goes to and fro between such
 SHORTEST = 1e-3  # step that tells a curvature: the gradients have the rounding of float32
 FLATTEST = 1e-2  # the least curvature that is believed, of the largest
+AT_BOUND = 1e-6  # nearer to 0 or 1 than this a ratio lies there
 SAME = 0.05  # two optima are one if no ratio differs by more
 
 

@@ -15,7 +15,9 @@ FEW, MOST, SHARE = 32, 512, 10  # samples that the look sees: at least, at most,
 NEAR = 0.1  # means that are no farther apart share an optimum, mostly
 SAME = 1e-9
 STARTS = 3  # rough descents
-JOINED = 0.1  # from an optimum that was seen, and on the way down to it: a rough descent ends there as well
+JOINED = (
+    0.1  # a rough descent that comes so near to an optimum that was seen, on its way down to it, ends there as well
+)
 ROUGH = 1e-4  # nats per token: where a rough descent stops
 FINE = 1e-4  # where the fit stops: this share of what the ratios can change
 FINEST = 1e-6  # and never finer, in nats per token: float32 tells no less than 1e-7 apart
@@ -108,23 +110,23 @@ def _look_around(
     known = begin.curvature if begin is not None else None
     for start in starts:
         with suppress(AmataxError, _JoinedError):  # AmataxError: nothing within the bound was found from there
-            away = _away_from(found, goal(*parts))
+            descent = _until_joined(goal(*parts), found, JOINED * min(1, 2 * level, 2 * (1 - level)))
             found.append(
-                minimise(away, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known)
+                minimise(descent, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known)
             )
             known = found[-1].curvature
     heights = [height for (_, height), _ in looks]
     return distinct(found), max(heights) - min(heights)
 
 
-def _away_from(found: list[Optimum], function: Function) -> Function:
-    """The function, as long as it does not lead down to one of these from nearby."""
+def _until_joined(function: Function, found: list[Optimum], reach: float) -> Function:
+    """The function, until a descent comes within reach of one of the optima found so far (the list grows) and leads down to it."""
 
     def evaluate(values: list[float]) -> tuple[float, list[float]]:
         value, slope = function(values)
         for optimum in found:
-            down = sum(s * (there - here) for s, there, here in zip(slope, optimum.values, values, strict=True)) < 0
-            if down and apart(values, optimum.values) <= JOINED:
+            leads = sum(s * (there - here) for s, there, here in zip(slope, optimum.values, values, strict=True)) < 0
+            if leads and value >= optimum.value and apart(values, optimum.values) <= reach:
                 raise _JoinedError
         return value, slope
 

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from amatax.fitting.optimum import Function, Optimum, falls, feasible, minimise
+from amatax.fitting.optimum import AT_BOUND, Function, Optimum, falls, feasible, minimise
 
 NEARLY = 20  # times the tolerance: a gain that is foreseen to be less is taken without another gradient
 KEPT = 0.6  # share of the foreseen gain that such a step must bring, and as much more at most: a quarter of it is left then
 ON_A_LINE = 200  # instead of NEARLY where one direction is free: there the value tells how much is left
 LEFT = 5  # times the tolerance, which may be left then
-AT_BOUND = 1e-6
 ROUNDS = 10
 
 
@@ -32,7 +31,8 @@ def minimise_by(
     most: int,
     curvature: np.ndarray | None = None,
 ) -> Optimum:
-    """Descend from one start; ends at most LEFT tolerances from the minimum, nearer if the cheap one is right.
+    """Descend from one start; ends about LEFT tolerances from the minimum at most, if the functions are parabolas there and the last
+    step meets no bound that the dear one would leave; nearer if the cheap one is right.
 
     Args:
         cheap: a function like f, and its gradient.
@@ -59,7 +59,7 @@ def minimise_by(
             if curvature is None and falls(point, slope, shares, alpha) > tolerance:  # nothing was learnt: not the end
                 break
             return Optimum(point, here, len(points), path, curvature)
-        line = _on_a_line(point, step.values, shares, alpha)
+        line = _one_direction(point, step.values, shares, alpha)
         if foreseen < (ON_A_LINE if line else NEARLY) * tolerance:
             reached, _ = value(step.values)
             kept = (here - reached) / foreseen
@@ -71,14 +71,14 @@ def minimise_by(
     return Optimum(rest.values, rest.value, len(points) + rest.steps, path + rest.path, rest.curvature)
 
 
-def _on_a_line(one: Sequence[float], other: Sequence[float], shares: Sequence[float], alpha: float | None) -> bool:
+def _one_direction(one: Sequence[float], other: Sequence[float], shares: Sequence[float], alpha: float | None) -> bool:
     """All but one direction end at the same bounds."""
-    free = [
+    shares_of_free = [
         share
         for a, b, share in zip(one, other, shares, strict=True)
         if max(min(a, 1 - a), min(b, 1 - b)) > AT_BOUND or abs(a - b) > AT_BOUND
     ]
-    return len(free) - (alpha is not None and any(free)) == 1
+    return len(shares_of_free) - (alpha is not None and any(shares_of_free)) == 1  # the mean takes one away
 
 
 def _left(kept: float) -> float:

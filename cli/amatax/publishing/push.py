@@ -72,6 +72,7 @@ class Pushed:
         commit: 40 hex digits.
         files: bytes of each, by name.
         notes: what a careful user wants to know.
+        sent: by this run; else it was there before.
     """
 
     repo: str
@@ -79,6 +80,7 @@ class Pushed:
     commit: str
     files: dict[str, int]
     notes: list[str]
+    sent: bool = True
 
 
 def push_folder(

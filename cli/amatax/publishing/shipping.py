@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from amatax import __version__
+from amatax.checkpoints.downloads import digest_of
 from amatax.checkpoints.hub_client import hub_api, patiently
 from amatax.checkpoints.hub_errors import hub_error
 from amatax.errors import AmataxError, HubError
@@ -25,7 +28,7 @@ from amatax.publishing.push import (
     push_notes,
     stale_files,
 )
-from amatax.publishing.staging import staged
+from amatax.publishing.staging import CARD, staged
 from amatax.writing.record import read_record
 
 T = TypeVar("T")
@@ -61,41 +64,42 @@ class Shipping:
         self._carried: dict[str, tuple[int, str]] = {}  # size and sha256
         self._begun = False
 
-    def already(self) -> Pushed | None:
-        """What an earlier run made whole there: a record of this very merge, with all its files in their sizes.
+    def already(self) -> bool:
+        """Whether an earlier run made this very merge whole there: its record, with the shards and files of their hashes.
 
-        Of a pull request, or of local inputs (which the identity knows by their headers alone), nothing is taken for granted.
+        Of a pull request, or of local inputs (which the identity knows by their headers alone), nothing is taken for granted; nor
+        where something cannot be read, or another model's files stand beside it.
         """
-        if (
-            not self.target.exists
-            or self.options.create_pr
-            or any(c.commit is None for c in self.plan.checkpoints.values())
-        ):
-            return None
-        return self._asked(self._recorded)
+        far = all(checkpoint.commit is not None for checkpoint in self.plan.checkpoints.values())
+        if self.target.exists and far and not self.options.create_pr:
+            with suppress(Exception):  # a merge finds out, and says what is wrong
+                self.pushed = self._recorded()
+        return self.pushed is not None
 
     def _recorded(self) -> Pushed | None:
-        from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
         from huggingface_hub.hf_api import RepoFile
 
-        try:
-            commit = patiently(lambda: self.api.model_info(self.repo, revision=self.options.revision)).sha
-            record = json.loads(Path(self.api.hf_hub_download(self.repo, RECORD, revision=commit)).read_bytes())
-        except (EntryNotFoundError, RevisionNotFoundError, ValueError):
+        commit = str(patiently(lambda: self.api.model_info(self.repo, revision=self.options.revision)).sha)
+        with TemporaryDirectory(prefix="amatax-") as name:
+
+            def fetched(file: str) -> Path:
+                return Path(self.api.hf_hub_download(self.repo, file, revision=commit, local_dir=name))
+
+            record = json.loads(fetched(RECORD).read_bytes())
+            shards, files = record["carried"], {**record["files"]}
+            if record["identity"] != self.plan.identity or shards.keys() != {shard.file for shard in self.plan.shards}:
+                return None
+            tree = patiently(lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=commit)))
+            there = {item.path: item for item in tree if isinstance(item, RepoFile)}
+            files.pop(CARD, None)  # people edit it
+            for file, digest in {**shards, **files}.items():
+                lfs = there[file].lfs
+                if (lfs.sha256 if lfs is not None else digest_of(fetched(file))) != digest:
+                    return None
+        if stale_files(self.api, self.repo, [*files, *shards, RECORD], self.options):
             return None
-        if not isinstance(record, dict) or record.get("identity") != self.plan.identity:
-            return None
-        tree = patiently(lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=commit)))
-        sizes = {item.path: item.size for item in tree if isinstance(item, RepoFile)}
-        shards, others = record.get("shards") or {}, record.get("files") or {}
-        if (
-            any(sizes.get(shard.file) != shards.get(shard.file, -1) for shard in self.plan.shards)
-            or others.keys() - sizes
-        ):
-            return None
-        files = {name: sizes[name] for name in [*shards, *others]}
-        note = "the repository holds this very merge already: nothing was sent (--overwrite sends it again)"
-        return Pushed(self.repo, f"{self.api.endpoint}/{self.repo}/commit/{commit}", str(commit), files, [note])
+        sizes = {file: there[file].size for file in sorted({*files, *shards, RECORD, CARD} & there.keys())}
+        return Pushed(self.repo, f"{self.api.endpoint}/{self.repo}/commit/{commit}", commit, sizes, [], sent=False)
 
     def has(self, entry: dict[str, Any]) -> bool:
         """Whether a shard of the journal is on the branch."""

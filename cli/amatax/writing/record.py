@@ -61,6 +61,8 @@ def write_record(folder: Path, plan: Plan, entries: list[dict[str, Any]]) -> Non
         },
         "tensors": {name: sums for entry in entries for name, sums in entry["tensors"].items()},
     }
+    if carried := {entry["file"]: entry["carried"] for entry in entries if "carried" in entry}:
+        record["carried"] = carried  # sha256 of the shards that are not here any more
     write_json(folder / RECORD, record)
 
 

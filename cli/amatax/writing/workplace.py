@@ -149,6 +149,11 @@ class Workplace:
         self.folder.rename(output)
         tidy(output)
 
+    def discard(self) -> None:
+        """Remove the folder, if the work in it was this very merge's."""
+        if _json_lines(self._journal)[:1] == [self._head]:
+            shutil.rmtree(self.folder)
+
     def _append(self, line: dict[str, Any]) -> None:
         with self._journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -164,6 +169,13 @@ class Workplace:
 def tidy(output: Path) -> None:
     """Take the last of the work out of a finished folder: the journal, the lock, and what the folder replaced."""
     shutil.rmtree(output / WORK, ignore_errors=True)
+
+
+def discard(plan: Plan, output: Path) -> None:
+    """Remove what a run left of this very merge, which is finished elsewhere."""
+    if unfinished(output).exists():
+        with workplace(plan, output) as work:
+            work.discard()
 
 
 @contextmanager
