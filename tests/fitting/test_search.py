@@ -83,7 +83,7 @@ def test_a_first_look_descends_from_uniform_once_and_from_the_best_corners() -> 
 def test_a_far_mean_is_looked_around_for_and_a_near_one_trusts_the_last(
     before: float, end: list[float], seen: int
 ) -> None:
-    """From the shallow hole, which lies lower than any corner: three starts see the deep one, one does not."""
+    """From the shallow hole, which lies lower than any corner: two starts see the deep one, one does not."""
     begin = [value + before - 0.5 for value in SHALLOW]
     optimum, optima, _ = found(wells((SHALLOW, 0.5), (DEEP, 0.8)), 0.5, begin)
     assert optimum.values == pytest.approx(end, abs=0.02)

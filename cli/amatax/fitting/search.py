@@ -14,7 +14,7 @@ from amatax.fitting.surrogate import minimise_by
 FEW, MOST, SHARE = 32, 512, 10  # samples that the look sees: at least, at most, and between them one in so many
 NEAR = 0.1  # means that are no farther apart share an optimum, mostly
 SAME = 1e-9
-STARTS = 3  # rough descents
+STARTS, STARTS_AFTER = 3, 2  # rough descents, of a first mean and of one far from the last
 JOINED = (
     0.1  # a rough descent that comes so near to an optimum that was seen, on its way down to it, ends there as well
 )
@@ -103,7 +103,7 @@ def _look_around(
     starts = [uniform, *(point for _, point in looks if apart(point, uniform) > SAME)][:STARTS]
     if begin is not None:
         old = feasible(begin.values, shares, alpha)
-        starts = [old, *(point for _, point in looks if apart(point, old) > SAME)][:STARTS]
+        starts = [old, *(point for _, point in looks if apart(point, old) > SAME)][:STARTS_AFTER]
         if alpha is not None and abs(problem.mean_ratio(begin.values) - alpha) <= NEAR + SAME:
             starts = [min((standing(old), old), looks[0])[1]]  # whose own look saw the other optima
     found: list[Optimum] = []
