@@ -115,3 +115,21 @@ def test_where_one_direction_is_free_a_value_tells_what_is_left(bend: float) -> 
     assert (counted.gradients, counted.values) == (1, 1)
     assert found.value <= best.value + 5 * tolerance
     assert found.values[1] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("bend", [0.7, 1.35])
+def test_what_a_value_says_is_left_on_a_line_takes_another_value(bend: float) -> None:
+    def curve(size: float) -> Function:
+        def function(values: list[float]) -> tuple[float, list[float]]:
+            away = np.array(values) - [0.4, 0.6]
+            return float(size * away @ away / 2 - 0.02 * away[0]), (size * away - [0.02, 0]).tolist()
+
+        return function
+
+    tolerance, start = 1e-5, [0.4, 0.6]
+    counted = Counted(curve(0.1 * bend))
+    found = minimise_by(curve(0.1), counted.full, counted.alone, start, [0.5] * 2, 0.5, tolerance=tolerance, most=100)
+    best = minimise(counted.function, start, [0.5] * 2, 0.5, tolerance=1e-12, most=100)
+    assert (counted.gradients, counted.values) == (1, 2)
+    assert found.value <= best.value + tolerance
+    assert found.path == sorted(found.path, reverse=True)

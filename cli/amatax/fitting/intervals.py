@@ -15,7 +15,7 @@ from amatax.fitting.optimum import AT_BOUND
 NORMAL = 1.959963984540054  # the normal quantile of 95 %
 STEP = 0.01  # of the differences
 NEAR = 0.05  # a point of the descent that is no farther from the optimum serves as well
-ALONG = 0.12  # where one direction is free: one that is no farther
+ALONG = 0.15  # where one direction is free: one that is no farther
 SLOPES = 0.03  # slopes that are no farther apart say the same
 
 

@@ -14,7 +14,7 @@ from amatax.fitting.optimum import AT_BOUND, Function, Optimum, falls, feasible,
 
 NEARLY = 20  # times the tolerance: a gain that is foreseen to be less is taken without another gradient
 KEPT = 0.6  # share of the foreseen gain that such a step must bring, and as much more at most: a quarter of it is left then
-ON_A_LINE = 200  # instead of NEARLY where one direction is free: there the value tells how much is left
+ON_A_LINE = 1000  # instead of NEARLY where one direction is free: there the value tells how much is left
 LEFT = 5  # times the tolerance, which may be left then
 ROUNDS = 10
 
@@ -63,8 +63,16 @@ def minimise_by(
         if foreseen < (ON_A_LINE if line else NEARLY) * tolerance:
             reached, _ = value(step.values)
             kept = (here - reached) / foreseen
-            if KEPT < kept < 2 - KEPT and (not line or _left(kept) * foreseen < LEFT * tolerance):
-                return Optimum(step.values, reached, len(points), [*path, reached], curvature)
+            if KEPT < kept < 2 - KEPT:
+                path.append(reached)
+                if not line or _left(kept) * foreseen < LEFT * tolerance:
+                    return Optimum(step.values, reached, len(points), path, curvature)
+                nearer = [a + (b - a) / _bend(kept) for a, b in zip(point, step.values, strict=True)]
+                nearer = feasible(nearer, shares, alpha)
+                reached, _ = value(nearer)
+                if reached <= path[-1]:
+                    return Optimum(nearer, reached, len(points), [*path, reached], curvature)
+                path.pop()
         point = step.values
     best = points[int(np.argmin(path))]
     rest = minimise(function, best, shares, alpha, tolerance=tolerance, most=most, curvature=curvature)
@@ -81,13 +89,14 @@ def _one_direction(one: Sequence[float], other: Sequence[float], shares: Sequenc
     return len(shares_of_free) - (alpha is not None and any(shares_of_free)) == 1  # the mean takes one away
 
 
-def _left(kept: float) -> float:
-    """Of the gain that was foreseen along a line: what is still to be gained, if both are parabolas with the same slope at its start.
+def _bend(kept: float) -> float:
+    """How much the dear one bends along a line, of what the cheap one does, if both are parabolas with one slope at its start."""
+    return 2 - kept
 
-    One bends h = 2 - kept times as much as the other: it gains 1 / h in all.
-    """
-    bend = 2 - kept
-    return 1 / bend - kept
+
+def _left(kept: float) -> float:
+    """Of the gain that was foreseen along such a line: what is still to be gained; 1 / bend is all of it."""
+    return 1 / _bend(kept) - kept
 
 
 def _tilted(function: Function, tilt: list[float], about: Sequence[float]) -> Function:
