@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 
-def run() -> None:
-    """List the merge methods, what they do and which checkpoints they need."""
-    from amatax.methods import kernel, method_names, method_needs, method_options
+import typer
 
-    for name in method_names():
-        first = (kernel(name).__doc__ or "").partition("\n")[0]
-        options = ", ".join(f"{key}={p.default!r}" for key, p in method_options(name).items()) or "no options"
-        print(f"{name:<18} {first}  needs {', '.join(method_needs(name))}; {options}")
+
+def run(as_json: bool = typer.Option(False, "--json", help="Print them as JSON.")) -> None:
+    """List the merge methods, what they do, their options and which checkpoints they need."""
+    from amatax.methods import defaults, method_names, method_needs, summary
+
+    known = {
+        name: {"does": summary(name), "needs": list(method_needs(name)), "options": defaults(name)}
+        for name in method_names()
+    }
+    if as_json:
+        print(json.dumps(known, indent=2))
+        return
+    for name in known:
+        options = ", ".join(f"{option}: {json.dumps(value)}" for option, value in defaults(name).items())
+        print(f"{name}\n  {summary(name)}\n  needs {', '.join(method_needs(name))}; options {options or 'none'}\n")
+    print("Every one takes `ratios` (share of RLHF, by block); beyond 0..1 with `extrapolate: true`.")

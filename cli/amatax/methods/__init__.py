@@ -6,6 +6,12 @@ that model's tensor (float32 or float64, all of one shape, on one device), `rati
 written to. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}. A kernel that reads half precision,
 computes in float32 and rounds once says TAKES_HALF = True, and gets such chunks as they are on disk.
 
+A method that must know the whole tensor first (a threshold, a norm) has a `prepare(chunks, ratio, *, options) -> stats` beside
+its kernel: `chunks()` goes through the tensor once more each time it is called, and the kernel gets what came of it as `stats`.
+A kernel may ask for `chunk`, where it stands: random numbers are a function of that, so that no order changes them. Options have
+types that pydantic checks; what they forbid together a `check(options) -> message` says. Files that begin with _ are no methods.
+Another package adds one by an entry point of the group `amatax.methods`: `NAME = "package.module"`, a module as here.
+
 A method that `fit-ratios` may fit has a `slope(tensors, ratio, *, options)` beside its kernel: the derivative of its result in
 the ratio, of the chunk's shape and dtype.
 """
@@ -14,44 +20,117 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from importlib.metadata import entry_points
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+Share = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Chunks = Callable[[], Iterator[Mapping[str, Any]]]  # goes through a tensor once: role -> its next elements
+GROUP = "amatax.methods"
+GIVEN = ("stats", "chunk")  # keyword arguments of a kernel that are no options
+
+
+class Chunk(NamedTuple):
+    """Where a chunk stands in its tensor."""
+
+    name: str  # the tensor's, on disk
+    first: int  # the index of the chunk's first element
 
 
 @cache
 def method_names() -> list[str]:
-    """The methods there are, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The methods there are, sorted: those of this package, and those of others (entry points of the group amatax.methods)."""
+    return sorted({*_own(), *(point.name for point in entry_points(group=GROUP))})
+
+
+@cache
+def method_module(method: str) -> Any:
+    """A method's module.
+
+    Raises:
+        ModuleNotFoundError: if there is no such method.
+    """
+    if method in _own():
+        return import_module(f"{__name__}.{method}")
+    for point in entry_points(group=GROUP, name=method):
+        return point.load()
+    raise ModuleNotFoundError(f"no method {method!r}")
+
+
+@cache
+def _own() -> frozenset[str]:
+    return frozenset(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def kernel(method: str) -> Callable[..., Any]:
     """The method's function."""
-    return getattr(import_module(f"{__name__}.{method}"), method)
+    return getattr(method_module(method), method)
+
+
+def summary(method: str) -> str:
+    """What the method does, in one line."""
+    return (method_module(method).__doc__ or "").strip().partition("\n")[0]
 
 
 def method_slope(method: str) -> Callable[..., Any] | None:
     """The derivative of the method's function in the ratio; None if it has none."""
-    return getattr(import_module(f"{__name__}.{method}"), "slope", None)
+    return getattr(method_module(method), "slope", None)
 
 
 def method_needs(method: str) -> tuple[str, ...]:
     """The roles whose tensors the method reads."""
-    return tuple(import_module(f"{__name__}.{method}").NEEDS)
+    return tuple(method_module(method).NEEDS)
 
 
 def method_copies(method: str) -> dict[float, str]:
     """The ratios at which the result is one model's tensor, bit for bit, and whose."""
-    return dict(getattr(import_module(f"{__name__}.{method}"), "COPIES", {}))
+    return dict(getattr(method_module(method), "COPIES", {}))
 
 
 def takes_half(method: str) -> bool:
     """Whether the method does half precision itself, rounding once."""
-    return bool(getattr(import_module(f"{__name__}.{method}"), "TAKES_HALF", False))
+    return bool(getattr(method_module(method), "TAKES_HALF", False))
+
+
+def method_prepare(method: str, options: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """What the method does with the whole tensor first, with those of the options that it takes; None if nothing."""
+    function = getattr(method_module(method), "prepare", None)
+    if function is None:
+        return None
+    taken = inspect.signature(function).parameters
+    return partial(function, **{name: value for name, value in options.items() if name in taken})
+
+
+def wants_chunk(function: Callable[..., Any]) -> bool:
+    """Whether a kernel asks where its chunk stands."""
+    return "chunk" in inspect.signature(function).parameters
 
 
 def method_options(method: str) -> dict[str, inspect.Parameter]:
     """The method's options by name."""
     parameters = inspect.signature(kernel(method)).parameters
-    return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY and n not in GIVEN}
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """What the method's options are where nothing is said."""
+    return {name: option.default for name, option in method_options(method).items()}
+
+
+def options_model(method: str) -> type[BaseModel]:
+    """What checks the method's options."""
+    fields: dict[str, Any] = {name: (p.annotation, p.default) for name, p in method_options(method).items()}
+    return create_model(method, __config__=ConfigDict(extra="forbid"), __module__=kernel(method).__module__, **fields)
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> str:
+    """What is wrong with options that are right one by one; "" if nothing is."""
+    check = getattr(method_module(method), "check", None)
+    return str(check(**options)) if check is not None else ""

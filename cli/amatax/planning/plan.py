@@ -14,7 +14,7 @@ from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
 from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE, torch_name
 from amatax.checkpoints.opening import open_checkpoint
 from amatax.errors import AmataxError, Fault, PlanError
-from amatax.methods import method_copies, method_needs
+from amatax.methods import defaults, method_copies, method_needs
 from amatax.planning import siblings
 from amatax.planning.destination import State, destination_faults, state
 from amatax.planning.layout import OutputTensor, Shard, lay_out
@@ -22,7 +22,7 @@ from amatax.planning.names import Anatomy, Place, anatomy
 from amatax.planning.ratios import PlannedBlock, plan_blocks, tensor_ratios
 from amatax.planning.side_files import side_files
 from amatax.planning.tying import resolve_tying, tie_flag
-from amatax.recipes.schema import Ratios, Recipe, expand_home, is_folder
+from amatax.recipes.schema import Merge, Ratios, Recipe, expand_home, is_folder
 
 FORMAT = 1  # of the record; part of the identity
 
@@ -325,11 +325,12 @@ def _notes(
 
 
 def _pin(recipe: Recipe, ratios: Ratios, checkpoints: dict[str, Checkpoint]) -> Recipe:
-    """The recipe with Hub models at their commits, so that it means the same tomorrow."""
+    """The recipe with Hub models at their commits and the method's defaults written out, so that it means the same tomorrow."""
     pinned = {
         role: checkpoints[role].pinned if role in checkpoints else ref for role, ref in recipe.models.by_role().items()
     }
-    merge = recipe.merge.model_copy(update={"ratios": ratios})
+    options = defaults(recipe.merge.method) | recipe.merge.options
+    merge = Merge.model_validate({**recipe.merge.model_dump(), **options, "ratios": ratios})
     result = recipe.model_copy(update={"models": recipe.models.model_copy(update=pinned), "merge": merge})
     result._origin = recipe._origin
     return result

@@ -13,12 +13,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from amatax.errors import Fault, RecipeError
-from amatax.methods import method_names, method_options
+from amatax.methods import check_options, method_names, method_options, options_model
 from amatax.recipes import schema
 from amatax.recipes.schema import Block, Origin, Ratios, Recipe, expand_home, is_folder
 
 Path_ = tuple[str | int, ...]
 YAML_HINT = "look at that line; `amatax recipes quickstart` shows a recipe that works"
+METHODS_HINT = "`amatax methods` lists every method's options"
 SCHEMA_HINT = "`amatax schema` prints what a recipe may hold"
 MOST_KEYS = 100_000  # of a recipe, aliases written out
 
@@ -135,11 +136,11 @@ def _walk(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, int, bool]]:
             yield from _walk(item, (*path, i))
 
 
-def _schema_faults(error: ValidationError, origin: Origin) -> list[Fault]:
+def _schema_faults(error: ValidationError, origin: Origin, within: Path_ = (), usual: str = SCHEMA_HINT) -> list[Fault]:
     """pydantic's errors in the recipe's words, one for each key."""
     faults: dict[Path_, Fault] = {}
     for item in error.errors(include_url=False):
-        path = _written_path(item["loc"], origin, missing=item["type"] == "missing")
+        path = _written_path((*within, *item["loc"]), origin, missing=item["type"] == "missing")
         if path in faults:
             continue  # the other members of a union say the same again
         message, hint = item["msg"], ""
@@ -156,7 +157,7 @@ def _schema_faults(error: ValidationError, origin: Origin) -> list[Fault]:
             hint = _meant(item.get("input")) or _nearest(str(item.get("input")), allowed)
         else:
             message = f"{message[0].lower()}{message[1:]}"
-        faults[path] = Fault(message, origin.where(path), hint or SCHEMA_HINT)
+        faults[path] = Fault(message, origin.where(path), hint or usual)
     return list(faults.values())
 
 
@@ -237,6 +238,14 @@ def _method_faults(merge: Any, origin: Origin) -> Iterator[Fault]:
     for key in merge:
         if isinstance(key, str) and key not in known:
             yield Fault("unknown key", origin.where(("merge", key)), _nearest(key, known))
+    options = {key: value for key, value in merge.items() if key in method_options(method)}
+    try:
+        checked = options_model(method).model_validate(options)
+    except ValidationError as error:
+        yield from _schema_faults(error, origin, ("merge",), METHODS_HINT)
+        return
+    if message := check_options(method, checked.model_dump()):
+        yield Fault(message, origin.where(("merge", next(iter(options), "method"))), METHODS_HINT)
 
 
 def _ratio_faults(recipe: Recipe, origin: Origin) -> Iterator[Fault]:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
 
 from amatax.checkpoints.dtypes import INTEGER, torch_dtype
 from amatax.errors import NonFiniteError
+from amatax.methods import Chunk, wants_chunk
 from amatax.planning.plan import PlannedTensor
 from amatax.streaming.buffers import Bytes, Files, Numbers
 
@@ -57,6 +58,7 @@ class Worker:
         elements: of a chunk, which is read and written at once.
         block: elements that are merged at once: their numbers stay in a core's own cache.
         device: where the kernel runs.
+        prepare: what the method does with the whole tensor first, with its options bound.
         takes_half: the kernel rounds half precision itself, once.
         sampled: names of the tensors in which the rounding of the output dtype is measured.
     """
@@ -71,6 +73,7 @@ class Worker:
         files: Files,
         sink: Sink,
         *,
+        prepare: Callable[..., Any] | None = None,
         takes_half: bool = False,
         sampled: frozenset[str] = frozenset(),
         allow_nonfinite: bool = False,
@@ -78,6 +81,7 @@ class Worker:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.kernel, self.elements, self.device, self.files, self.sink = kernel, elements, device, files, sink
+        self.prepare, self.wants_chunk = prepare, wants_chunk(kernel)
         self.sampled, self.block, self.takes_half = sampled, min(block, elements), takes_half
         self.allow_nonfinite, self.advance, self.stopped = allow_nonfinite, advance, stopped
         on_gpu = device.type == "cuda"
@@ -120,6 +124,44 @@ class Worker:
                 raise KeyboardInterrupt
             yield first, min(self.elements, count - first)
 
+    def _kernel(
+        self, tensor: PlannedTensor, values: Tensors, out: torch.Tensor | None, first: int, stats: Any
+    ) -> torch.Tensor:
+        """The method's function on numbers of which the first one is element `first` of the tensor."""
+        given: dict[str, Any] = {"stats": stats} if self.prepare else {}
+        if self.wants_chunk:
+            given["chunk"] = Chunk(tensor.name, first)
+        return self.kernel(values, tensor.ratio, out, **given)
+
+    def _prepared(self, tensor: PlannedTensor, sources: list[_Source]) -> Any:
+        """What the method finds out about the whole tensor, from its numbers in the dtype it is merged in, block by block."""
+        if self.prepare is None:
+            return None
+        slot = self.slots[0]
+
+        def chunks() -> Iterator[Tensors]:
+            for first, n in self._chunks(math.prod(tensor.shape)):
+                for source in sources:
+                    self.files.read(
+                        source.path,
+                        slot.raw[source.role].view[: n * source.width],
+                        source.offset + first * source.width,
+                    )
+                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
+                for begin in range(0, n, self.block):
+                    yield self._widened(raw, begin, min(n, begin + self.block), _compute_dtype(tensor))
+
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            return self.prepare(chunks, tensor.ratio)
+
+    def _widened(self, raw: Tensors, begin: int, end: int, compute: torch.dtype) -> Tensors:
+        """Numbers of a block on the device; on a GPU the narrow bytes cross the bus, and are widened there."""
+        values = {role: self.numbers[role].numbers(compute, end - begin) for role in raw}
+        for role, numbers in raw.items():
+            part = numbers[begin:end]
+            values[role].copy_(part.to(self.device, non_blocking=True) if self.stream else part)
+        return values
+
     def _read(self, slot: _Slot, source: _Source, first: int, n: int, hashes: Hashes) -> memoryview:
         """Fill one model's part of the slot, and take its checksum while it is in the cache."""
         view = slot.raw[source.role].view[: n * source.width]
@@ -148,6 +190,7 @@ class Worker:
         is_half = tensor.dtype in HALF and all(entry.dtype == tensor.dtype for entry in tensor.sources.values())
         merge = self._merge_half if self.takes_half and is_half else self._merge_wide
         waiting: _Chunk | None = None
+        stats = self._prepared(tensor, sources) if tensor.copy_of is None else None
         for i, (first, n) in enumerate(self._chunks(count)):
             slot = self.slots[i % len(self.slots)]
             out = slot.out.numbers(out_dtype, n)
@@ -155,10 +198,10 @@ class Worker:
                 for source in sources:
                     self._read(slot, source, first, n, hashes)
                 raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
-                screens = merge(tensor, raw, out)
+                screens = merge(tensor, raw, out, first, stats)
                 if self.stream:
                     slot.done.record(self.stream)
-            chunk = _Chunk(slot, first, raw, out, screens)
+            chunk = _Chunk(slot, first, raw, out, screens, stats)
             if self.stream is None:
                 yield self._land(tensor, chunk, result)
             elif waiting:
@@ -167,7 +210,9 @@ class Worker:
         if self.stream and waiting:
             yield self._land(tensor, waiting, result)
 
-    def _merge_half(self, tensor: PlannedTensor, raw: Tensors, out: torch.Tensor) -> list[torch.Tensor]:
+    def _merge_half(
+        self, tensor: PlannedTensor, raw: Tensors, out: torch.Tensor, first: int, stats: Any
+    ) -> list[torch.Tensor]:
         """Half precision through a kernel that rounds it itself, in one pass."""
         values, memory = raw, out
         if self.stream:
@@ -175,12 +220,14 @@ class Worker:
                 role: self.numbers[role].numbers(x.dtype, len(x)).copy_(x, non_blocking=True) for role, x in raw.items()
             }
             memory = values[self.last]
-        merged = self.kernel(values, tensor.ratio, memory)
+        merged = self._kernel(tensor, values, memory, first, stats)
         if merged is not out:
             out.copy_(merged, non_blocking=True)
         return [merged.sum()]
 
-    def _merge_wide(self, tensor: PlannedTensor, raw: Tensors, out: torch.Tensor) -> list[torch.Tensor]:
+    def _merge_wide(
+        self, tensor: PlannedTensor, raw: Tensors, out: torch.Tensor, first: int, stats: Any
+    ) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
         compute = _compute_dtype(tensor)
         beyond = not 0 <= tensor.ratio <= 1  # between float32's largest and bfloat16's lies what rounds to infinity
@@ -188,14 +235,11 @@ class Worker:
         screens = []
         for begin in range(0, len(out), self.block):
             end = min(len(out), begin + self.block)
-            values = {role: self.numbers[role].numbers(compute, end - begin) for role in raw}
-            for role, numbers in raw.items():  # on a GPU the narrow bytes cross the bus, and are widened there
-                part = numbers[begin:end]
-                values[role].copy_(part.to(self.device, non_blocking=True) if self.stream else part)
+            values = self._widened(raw, begin, end, compute)
             if tensor.copy_of:
                 merged = values[tensor.copy_of]
             else:
-                merged = self.kernel(values, tensor.ratio, values[self.last])
+                merged = self._kernel(tensor, values, values[self.last], first + begin, stats)
             narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
             if self.stream:
                 out[begin:end].copy_(narrowed, non_blocking=True)
@@ -212,7 +256,7 @@ class Worker:
             self._check(tensor, chunk.raw, chunk.out, chunk.first)
         if chunk.first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
             values = {role: numbers[:SAMPLE].to(_compute_dtype(tensor)) for role, numbers in chunk.raw.items()}
-            exact = self.kernel(values, tensor.ratio)
+            exact = self._kernel(tensor, values, None, 0, chunk.stats)
             result.change = float((exact - values["sft"]).abs_().nansum(dtype=torch.float64))
             result.lost = float((chunk.out[:SAMPLE].to(exact.dtype) - exact).abs_().nansum(dtype=torch.float64))
         return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
@@ -280,6 +324,7 @@ class _Chunk(NamedTuple):
     raw: dict[str, torch.Tensor]
     out: torch.Tensor
     screens: list[torch.Tensor]
+    stats: Any
 
 
 class _Source(NamedTuple):

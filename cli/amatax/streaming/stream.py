@@ -11,7 +11,7 @@ import torch
 
 from amatax.errors import AmataxError
 from amatax.methods import kernel as method_kernel
-from amatax.methods import method_needs, takes_half
+from amatax.methods import method_needs, method_prepare, takes_half
 from amatax.planning.memory import CPU_BLOCK, CPU_ELEMENTS
 from amatax.planning.plan import Plan, PlannedTensor
 from amatax.streaming.buffers import Files
@@ -69,6 +69,7 @@ class Streamer:
         function = (
             partial(method_kernel(merge.method), **merge.options) if merge.options else method_kernel(merge.method)
         )
+        prepare = method_prepare(merge.method, merge.options)
         elements = GPU_ELEMENTS if device.type == "cuda" else CPU_ELEMENTS
         largest = max((t.reads // max(1, len(t.sources)) for t in plan.tensors.values()), default=1)
         elements = min(elements, max(1024, largest))  # a small model needs no large buffers
@@ -84,6 +85,7 @@ class Streamer:
             device,
             files,
             sink,
+            prepare=prepare,
             takes_half=takes_half(merge.method),
             sampled=sampled,
             allow_nonfinite=allow_nonfinite,

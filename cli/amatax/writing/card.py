@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from amatax.methods import summary
 from amatax.planning.ratios import PlannedBlock, mean_ratio
 from amatax.recipes.schema import Ratios, Recipe, is_folder
 
@@ -54,6 +55,7 @@ def card(
     parts = [
         f"# {title}",
         f"The weights before (SFT) and after RLHF, merged block by block (`{recipe.merge.method}`, [AMA]({AMA})) with amatax.",
+        *_method(recipe),
         _models(models),
         *_ratios(ratios, blocks),
         *([f"![share of the RLHF model by layer]({picture})"] if picture else []),
@@ -69,6 +71,14 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
     ]
     front_matter = yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()
     return f"---\n{front_matter}\n---\n" + "\n\n".join(parts) + "\n"
+
+
+def _method(recipe: Recipe) -> list[str]:
+    """What a method other than averaging does, and its options."""
+    if recipe.merge.method == "average":
+        return []
+    options = ", ".join(f"{name} {value:g}" for name, value in recipe.merge.options.items())
+    return [f"{summary(recipe.merge.method)}" + (f" Options: {options}." if options else "")]
 
 
 def _models(models: Mapping[str, str]) -> str:

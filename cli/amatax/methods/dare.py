@@ -1,0 +1,45 @@
+"""DARE (arXiv 2311.03099): elements of each change dropped at random, the others rescaled, then task arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from amatax.methods import Chunk, Factor, Flag, Seed, Share
+from amatax.methods._magnitudes import deltas
+from amatax.methods._random import drop
+
+if TYPE_CHECKING:
+    import torch
+
+NEEDS = ("base", "sft", "rlhf")
+
+
+def dare(
+    tensors: Mapping[str, torch.Tensor],
+    ratio: float,
+    out: torch.Tensor | None = None,
+    *,
+    chunk: Chunk,
+    density: Share = 0.5,
+    rescale: Flag = True,
+    scale: Factor = 1.0,
+    seed: Seed = 0,
+) -> torch.Tensor:
+    """base + scale * ((1 - ratio) * dropped(sft - base) + ratio * dropped(rlhf - base)).
+
+    Args:
+        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        ratio: the share of RLHF; 0 is SFT, 1 is RLHF.
+        out: ignored.
+        chunk: where this one stands.
+        density: the probability of each element to be kept, in each change by itself.
+        rescale: divide what is kept by the density, so that the mean over many seeds is the undropped merge.
+        scale: of both changes together.
+        seed: of the drops; they depend on it, the tensor's name and the element alone.
+
+    Returns:
+        A tensor of the same shape, dtype and device.
+    """
+    sft, rlhf = drop(*deltas(tensors), chunk, density, seed, rescale=rescale)
+    return sft.mul_((1 - ratio) * scale).add_(rlhf.mul_(ratio * scale)).add_(tensors["base"])

@@ -1,0 +1,95 @@
+"""DELLA (arXiv 2406.11617): elements of each change dropped at random, small ones more often, then the sign election of TIES."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from amatax.methods import Chunk, Chunks, Factor, Flag, Seed, Share
+from amatax.methods._consensus import agreed
+from amatax.methods._magnitudes import deltas, histograms, magnitude
+from amatax.methods._random import WORD, words
+
+if TYPE_CHECKING:
+    import torch
+
+NEEDS = ("base", "sft", "rlhf")
+ROLES = ("sft", "rlhf")
+
+
+class Chances(NamedTuple):
+    """Of the elements of one change, by the upper 16 bits of their magnitude."""
+
+    limits: torch.Tensor  # int32: the largest random number with which an element is kept
+    factors: torch.Tensor  # float32: by which it is multiplied
+
+
+def check(*, density: float, epsilon: float, **_: object) -> str:
+    """Chances are between 0 and 1."""
+    if density - epsilon >= 0 and density + epsilon <= 1:
+        return ""
+    return f"density {density:g} with epsilon {epsilon:g} gives chances outside 0..1: epsilon is at most {min(density, 1 - density):g} here"
+
+
+def prepare(
+    chunks: Chunks, ratio: float, *, density: Share = 0.5, epsilon: Share = 0.1, rescale: Flag = True
+) -> list[Chances]:
+    """The chance of every magnitude: density - epsilon for the smallest to density + epsilon for the largest, linear in the rank.
+
+    Ranks go over the whole tensor; magnitudes with the same upper 16 bits share the mean of their ranks.
+    """
+    import torch
+
+    found = []
+    for counts in histograms(chunks):
+        total = int(counts.sum())
+        ranks = counts.cumsum(0).double() - (counts.double() + 1) / 2  # from 0 to total - 1
+        shares = (
+            density - epsilon + 2 * epsilon * ranks / max(1, total - 1)
+            if total > 1
+            else torch.full_like(ranks, density)
+        )
+        shares = shares.clamp(0, 1)
+        limits = ((shares * WORD).round() - WORD // 2 - 1).clamp(min=-WORD // 2).to(torch.int32)
+        factors = torch.where(shares > 0, 1 / shares.clamp(min=1 / WORD), 0) if rescale else torch.ones_like(shares)
+        found.append(Chances(limits, factors.float()))
+    return found
+
+
+def della(
+    tensors: Mapping[str, torch.Tensor],
+    ratio: float,
+    out: torch.Tensor | None = None,
+    *,
+    stats: list[Chances],
+    chunk: Chunk,
+    density: Share = 0.5,
+    epsilon: Share = 0.1,
+    rescale: Flag = True,
+    scale: Factor = 1.0,
+    seed: Seed = 0,
+) -> torch.Tensor:
+    """base + scale * the disjoint mean of the changes of SFT and RLHF, each dropped at random by its magnitudes' ranks.
+
+    Args:
+        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        ratio: the share of RLHF: the changes are weighted by 1 - ratio and ratio.
+        out: ignored.
+        stats: what `prepare` found.
+        chunk: where this one stands.
+        density: the mean probability of an element to be kept.
+        epsilon: by how much that of the largest is more, and that of the smallest less.
+        rescale: divide each element that is kept by its probability.
+        scale: of the merged change (lambda in the paper).
+        seed: of the drops; they depend on it, the tensor's name and the element alone.
+
+    Returns:
+        A tensor of the same shape, dtype and device.
+    """
+    changes = deltas(tensors)
+    for role, change, chances in zip(ROLES, changes, stats, strict=True):
+        limits, factors = (table.to(change.device) for table in chances)
+        bins = magnitude(change) >> 16
+        keeps = words(chunk, len(change), seed, role, change) <= limits[bins]
+        change.mul_(factors[bins]).mul_(keeps)
+    return agreed(*changes, ratio).mul_(scale).add_(tensors["base"])

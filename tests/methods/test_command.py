@@ -1,0 +1,152 @@
+"""The methods through the command: same bytes however it is cut, faults with their lines, methods of other packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import Run, run_amatax, save_siblings, tiny_llama
+from tests.methods.whole import merge
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "task_arithmetic": {"scale": 0.8},
+    "ties": {"density": 0.3},
+    "dare": {"density": 0.4, "seed": 5},
+    "dare_ties": {"density": 0.4, "rescale": False},
+    "della": {"density": 0.5, "epsilon": 0.25},
+    "breadcrumbs": {"density": 0.7, "gamma": 0.1},
+    "slerp": {},
+}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+def recipe(folder: Path, at: Path, method: str, ratios: Any = 0.4, **output: Any) -> Path:
+    models = {role: str(folder / role) for role in ("base", "sft", "rlhf")}
+    data = {"models": models, "merge": {"method": method, "ratios": ratios, **OPTIONS[method]}, "output": output}
+    (at / f"{method}.yaml").write_text(yaml.safe_dump(data))
+    return at / f"{method}.yaml"
+
+
+@pytest.mark.parametrize("method", sorted(OPTIONS))
+def test_every_tensor_is_that_of_the_method(family_of_three: Path, tmp_path: Path, method: str) -> None:
+    """One after another through the function alone, in other blocks than the command has; and by more threads and shards."""
+    assert run_amatax("merge", recipe(family_of_three, tmp_path, method), tmp_path / "out", "--threads", 1).code == 0
+    found = tensors(tmp_path / "out")
+    models = {role: tensors(family_of_three / role) for role in ("base", "sft", "rlhf")}
+    for name, got in found.items():
+        base, sft, rlhf = (models[role][name].float().flatten() for role in ("base", "sft", "rlhf"))
+        block = 1 << 17 if method == "slerp" else 50_000  # sums hang on where they are cut
+        want = merge(method, base, sft, rlhf, 0.4, block=block, name=name, **OPTIONS[method])
+        assert torch.equal(got.flatten(), want.to(got.dtype)), name
+    other = recipe(family_of_three, tmp_path, method, max_shard_size="1MB")
+    assert run_amatax("merge", other, tmp_path / "other", "--threads", 3).code == 0
+    again = tensors(tmp_path / "other")
+    assert again.keys() == found.keys()
+    assert all(torch.equal(again[name], found[name]) for name in found)
+    verified = run_amatax("verify", tmp_path / "other")
+    assert verified.code == 0, verified.err
+
+
+@pytest.fixture(scope="module")
+def family_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bfloat16 siblings with small changes from one base; some tensors take several chunks."""
+    folder = tmp_path_factory.mktemp("methods")
+    save_siblings(folder, tiny_llama(hidden_size=256, intermediate_size=1200, vocab_size=2000))
+    shutil.copytree(folder / "sft", folder / "base")
+    draws = torch.Generator().manual_seed(9)
+    moved = {
+        name: t + (torch.randn(t.shape, generator=draws) * 1e-2).to(t.dtype)
+        for name, t in tensors(folder / "sft").items()
+    }
+    save_file(moved, folder / "base" / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def faults(folder: Path, **merge: Any) -> Run:
+    models = {role: f"./{role}" for role in ("base", "sft", "rlhf")}
+    if merge.pop("without_base", False):
+        del models["base"]
+    (folder / "r.yaml").write_text(
+        yaml.safe_dump({"models": models, "merge": {"ratios": 0.4, **merge}}, sort_keys=False)
+    )
+    done = run_amatax("merge", "r.yaml", "out", "--dry-run", cwd=folder)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    return done
+
+
+def test_faults_name_the_line_and_the_way_out(siblings: Path) -> None:
+    shutil.copytree(siblings / "sft", siblings / "base")
+    assert "r.yaml:8 (merge.density)" in faults(siblings, method="ties", density=1.5).err
+    assert "less than or equal to 1, not 1.5" in faults(siblings, method="ties", density=1.5).err
+    assert "not '0.5'" in faults(siblings, method="dare", density="0.5").err
+    assert "did you mean `density`?" in faults(siblings, method="dare", densty=0.5).err
+    assert "unknown key" in faults(siblings, method="slerp", density=0.5).err
+    assert "epsilon is at most 0.3 here" in faults(siblings, method="della", density=0.7, epsilon=0.4).err
+    assert "did you mean `dare_ties`?" in faults(siblings, method="dare_tie").err
+    missing = faults(siblings, method="ties", without_base=True).err
+    assert "models.base is needed here" in missing
+    assert "add `base:` under `models`" in missing
+    assert "valid integer, not 1.5" in faults(siblings, method="dare", seed=1.5).err
+
+
+def test_beyond_the_models_only_when_told(siblings: Path) -> None:
+    shutil.copytree(siblings / "sft", siblings / "base")
+    assert "extrapolate: true" in faults(siblings, method="ties", ratios=1.3).err
+    text = (siblings / "r.yaml").read_text().replace("merge:\n", "merge:\n  extrapolate: true\n")
+    (siblings / "r.yaml").write_text(text)
+    assert run_amatax("merge", "r.yaml", "out", cwd=siblings).code == 0
+
+
+def test_the_defaults_stand_in_what_is_written(family_of_three: Path, tmp_path: Path) -> None:
+    """A later version with other defaults makes the same weights from it."""
+    OPTIONS["plain"] = {}
+    (tmp_path / "r.yaml").write_text(recipe(family_of_three, tmp_path, "plain").read_text().replace("plain", "della"))
+    del OPTIONS["plain"]
+    assert run_amatax("merge", tmp_path / "r.yaml", tmp_path / "out").code == 0
+    written = yaml.safe_load((tmp_path / "out" / "amatax_recipe.yaml").read_text())["merge"]
+    assert (written["density"], written["epsilon"], written["seed"], written["rescale"]) == (0.5, 0.1, 0, True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "DELLA (arXiv 2406.11617)" in card
+    assert "epsilon 0.1" in card
+
+
+def test_a_list_for_scripts(amatax: Callable[..., Run]) -> None:
+    known = amatax("methods", "--json").json
+    assert known["ties"]["needs"] == ["base", "sft", "rlhf"]
+    assert known["ties"]["options"] == {"density": 0.5, "scale": 1.0}
+
+
+def test_a_method_of_another_package(siblings: Path) -> None:
+    """Found by its entry point, in a process of its own; its options are checked like ours."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "other_package")}
+
+    def command(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "amatax", *args], cwd=siblings, env=env, capture_output=True, text=True
+        )
+
+    assert "halfway\n  Halfway: a method from another package" in command("methods").stdout
+    text = "models: {sft: ./sft, rlhf: ./rlhf}\nmerge: {method: halfway, ratios: 0.5, strength: %s}\n"
+    (siblings / "r.yaml").write_text(text % 2)
+    assert "merge.strength" in command("merge", "r.yaml", "out").stderr
+    (siblings / "r.yaml").write_text(text % 0.5)
+    done = command("merge", "r.yaml", "out")
+    assert done.returncode == 0, done.stderr
+    sft, rlhf, out = (tensors(siblings / folder) for folder in ("sft", "rlhf", "out"))
+    for name in out:
+        want = sft[name].float() + 0.25 * (rlhf[name].float() - sft[name].float())
+        assert torch.equal(out[name], want.to(out[name].dtype))

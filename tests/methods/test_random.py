@@ -1,0 +1,88 @@
+"""Masks that hang on the seed, the tensor's name and the element alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from amatax.methods import Chunk
+from amatax.methods._random import MIX, ODD, WORD, words
+from tests.methods.whole import merge
+
+NOTHING = torch.zeros(1)
+
+
+def test_the_hash_by_plain_numbers() -> None:
+    """Python's own integers give the same: nothing hangs on how a device overflows."""
+    import hashlib
+
+    digest = hashlib.blake2b(b"7\0sft\0a.weight\x000", digest_size=8).digest()
+    start, key = (int.from_bytes(half, "little") for half in (digest[:4], digest[4:]))
+    expected = []
+    for index in range(1000, 1100):
+        number = (index * ODD + start) % WORD
+        for (shift, factor), extra in zip(MIX, (key, 0), strict=True):
+            number = ((number ^ number >> shift) * factor % WORD) ^ extra
+        expected.append(number)
+    got = words(Chunk("a.weight", 1000), 100, 7, "sft", NOTHING)
+    assert [number % WORD for number in got.tolist()] == expected
+
+
+def test_pieces_are_those_of_the_whole_also_beyond_32_bits() -> None:
+    for begin in (0, WORD - 100, 3 * WORD - 7):
+        whole = words(Chunk("a", begin), 300, 0, "sft", NOTHING)
+        parts = [words(Chunk("a", begin + i), n, 0, "sft", NOTHING) for i, n in ((0, 93), (93, 7), (100, 200))]
+        assert torch.equal(whole, torch.cat(parts))
+    low, high = (words(Chunk("a", begin), 300, 0, "sft", NOTHING) for begin in (0, WORD))
+    assert not torch.equal(low, high)
+
+
+def test_numbers_are_uniform_and_independent() -> None:
+    """Upper bits by chi squared, neighbours, tensors, roles and seeds by correlation; five standard errors."""
+    count = 1 << 20
+    base = words(Chunk("layers.0.weight", 0), count, 0, "sft", NOTHING)
+    cells = torch.bincount((base >> 22) + 512, minlength=1024).double()
+    chi = float(((cells - count / 1024) ** 2 / (count / 1024)).sum())
+    assert abs(chi - 1023) < 5 * math.sqrt(2 * 1023)
+    unit = base.double() / 2**31
+    others = {
+        "next": torch.roll(unit, 1),
+        "far": torch.roll(unit, 4096),
+        "tensor": words(Chunk("layers.1.weight", 0), count, 0, "sft", NOTHING).double() / 2**31,
+        "role": words(Chunk("layers.0.weight", 0), count, 0, "rlhf", NOTHING).double() / 2**31,
+        "seed": words(Chunk("layers.0.weight", 0), count, 1, "sft", NOTHING).double() / 2**31,
+    }
+    for name, other in others.items():
+        assert abs(float((unit * other).mean()) * 3) < 5 / math.sqrt(count), name
+
+
+@pytest.mark.parametrize("method", ["dare", "dare_ties", "della"])
+def test_the_same_in_any_pieces(method: str) -> None:
+    base, sft, rlhf = (torch.randn(10_000, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    whole = merge(method, base, sft, rlhf, 0.4, seed=3)
+    for block in (4096, 1000, 37):
+        assert torch.equal(merge(method, base, sft, rlhf, 0.4, seed=3, block=block), whole)
+    assert not torch.equal(merge(method, base, sft, rlhf, 0.4, seed=4), whole)
+    assert not torch.equal(merge(method, base, sft, rlhf, 0.4, seed=3, name="other"), whole)
+
+
+def test_the_mean_over_seeds_is_the_undropped_merge() -> None:
+    """4,000 elements, 400 seeds: each element's mean within 6 standard errors (a false alarm in 10^5 runs), their mean within 5."""
+    base, sft, rlhf = (torch.randn(4000, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    wanted = merge("task_arithmetic", base, sft, rlhf, 0.4)
+    draws = torch.stack([merge("dare", base, sft, rlhf, 0.4, density=0.3, seed=seed) for seed in range(400)])
+    error = draws.std(0) / math.sqrt(400)
+    apart = (draws.mean(0) - wanted) / error
+    assert float(apart.abs().max()) < 6
+    assert abs(float(apart.mean())) < 5 / math.sqrt(4000)
+    assert float(apart.std()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.999])
+def test_the_share_that_is_kept(density: float) -> None:
+    count = 1 << 20
+    zero, one = torch.zeros(count), torch.ones(count)
+    kept = merge("dare", zero, zero, one, 1.0, density=density, rescale=False).mean().item()
+    assert kept == pytest.approx(density, abs=5 * math.sqrt(density * (1 - density) / count))
