@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from amatax.methods import Chunk
-from amatax.methods._random import MIX, ODD, WORD, words
+from amatax.methods._random import MIX, ODD, WORD, numbers
 from tests.methods.whole import merge
 
-NOTHING = torch.zeros(1)
+CPU = torch.device("cpu")
 
 
 def test_the_hash_by_plain_numbers() -> None:
@@ -25,34 +25,34 @@ def test_the_hash_by_plain_numbers() -> None:
         number = (index * ODD + start) % WORD
         for (shift, factor), extra in zip(MIX, (key, 0), strict=True):
             number = ((number ^ number >> shift) * factor % WORD) ^ extra
-        expected.append(number)
-    got = words(Chunk("a.weight", 1000), 100, 7, "sft", NOTHING)
-    assert [number % WORD for number in got.tolist()] == expected
+        expected.append(number // 2)
+    got = numbers(Chunk("a.weight", 1000), 100, 7, "sft", CPU)
+    assert [number % (WORD // 2) for number in got.tolist()] == expected
 
 
 def test_pieces_are_those_of_the_whole_also_beyond_32_bits() -> None:
     for begin in (0, WORD - 100, 3 * WORD - 7):
-        whole = words(Chunk("a", begin), 300, 0, "sft", NOTHING)
-        parts = [words(Chunk("a", begin + i), n, 0, "sft", NOTHING) for i, n in ((0, 93), (93, 7), (100, 200))]
+        whole = numbers(Chunk("a", begin), 300, 0, "sft", CPU)
+        parts = [numbers(Chunk("a", begin + i), n, 0, "sft", CPU) for i, n in ((0, 93), (93, 7), (100, 200))]
         assert torch.equal(whole, torch.cat(parts))
-    low, high = (words(Chunk("a", begin), 300, 0, "sft", NOTHING) for begin in (0, WORD))
+    low, high = (numbers(Chunk("a", begin), 300, 0, "sft", CPU) for begin in (0, WORD))
     assert not torch.equal(low, high)
 
 
 def test_numbers_are_uniform_and_independent() -> None:
     """Upper bits by chi squared, neighbours, tensors, roles and seeds by correlation; five standard errors."""
     count = 1 << 20
-    base = words(Chunk("layers.0.weight", 0), count, 0, "sft", NOTHING)
-    cells = torch.bincount((base >> 22) + 512, minlength=1024).double()
+    base = numbers(Chunk("layers.0.weight", 0), count, 0, "sft", CPU)
+    cells = torch.bincount((base >> 21) + 512, minlength=1024).double()
     chi = float(((cells - count / 1024) ** 2 / (count / 1024)).sum())
     assert abs(chi - 1023) < 5 * math.sqrt(2 * 1023)
-    unit = base.double() / 2**31
+    unit = base.double() / 2**30
     others = {
         "next": torch.roll(unit, 1),
         "far": torch.roll(unit, 4096),
-        "tensor": words(Chunk("layers.1.weight", 0), count, 0, "sft", NOTHING).double() / 2**31,
-        "role": words(Chunk("layers.0.weight", 0), count, 0, "rlhf", NOTHING).double() / 2**31,
-        "seed": words(Chunk("layers.0.weight", 0), count, 1, "sft", NOTHING).double() / 2**31,
+        "tensor": numbers(Chunk("layers.1.weight", 0), count, 0, "sft", CPU).double() / 2**30,
+        "role": numbers(Chunk("layers.0.weight", 0), count, 0, "rlhf", CPU).double() / 2**30,
+        "seed": numbers(Chunk("layers.0.weight", 0), count, 1, "sft", CPU).double() / 2**30,
     }
     for name, other in others.items():
         assert abs(float((unit * other).mean()) * 3) < 5 / math.sqrt(count), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk
@@ -15,15 +16,15 @@ ODD = 0x9E3779B1  # spreads neighbours
 MIX = ((16, 0x21F0AAAD), (15, 0x735A2D97))  # shift and factor of the rounds (Wellons, hash-prospector, two rounds)
 
 
-def words(chunk: Chunk, length: int, seed: int, role: str, like: torch.Tensor) -> torch.Tensor:
-    """A uniform number for each element, int32 (length,) from -2^31: its upper bits are the good ones.
+def numbers(chunk: Chunk, length: int, seed: int, role: str, device: torch.device) -> torch.Tensor:
+    """A uniform number for each element, int32 (length,): from -2^30 to 2^30 - 1.
 
     Args:
         chunk: where it stands.
         length: its elements.
         seed: of the merge.
         role: each model has numbers of its own.
-        like: a tensor of the device.
+        device: where they are wanted.
     """
     import torch
 
@@ -31,17 +32,36 @@ def words(chunk: Chunk, length: int, seed: int, role: str, like: torch.Tensor) -
     if index // WORD != (index + length - 1) // WORD:  # an index has 32 bits; what is above goes into the keys
         head = WORD - index % WORD
         rest = chunk._replace(first=index + head)
-        return torch.cat([words(chunk, head, seed, role, like), words(rest, length - head, seed, role, like)])
+        return torch.cat([numbers(chunk, head, seed, role, device), numbers(rest, length - head, seed, role, device)])
     text = f"{seed}\0{role}\0{chunk.name}\0{index // WORD}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     start, key = (int.from_bytes(half, "little") for half in (digest[:4], digest[4:]))
-    numbers = torch.arange(length, dtype=torch.int32, device=like.device)
-    numbers.mul_(_signed(ODD)).add_(_signed(start + index * ODD))
+    found = (_indices(length, device) * _signed(ODD)).add_(_signed(start + index * ODD))
     for (shift, factor), extra in zip(MIX, (key, 0), strict=True):
-        numbers.bitwise_xor_((numbers >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(_signed(factor))
+        found.bitwise_xor_((found >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(_signed(factor))
         if extra:
-            numbers.bitwise_xor_(_signed(extra))
-    return numbers
+            found.bitwise_xor_(_signed(extra))
+    return found.bitwise_right_shift_(1)  # the upper bits are the good ones
+
+
+@lru_cache(maxsize=8)
+def _indices(length: int, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.arange(length, dtype=torch.int32, device=device)
+
+
+def limit(share: float) -> int:
+    """Below it lies this share of the numbers."""
+    return round(share * (WORD // 2)) - WORD // 4
+
+
+def keep(change: torch.Tensor, drawn: torch.Tensor, limits: int | torch.Tensor) -> torch.Tensor:
+    """The change, in its own memory, with zeros where the number drawn is not below its limit; NaN stays NaN.
+
+    By arithmetic (the sign of a difference): masks cost torch several times as much.
+    """
+    return change.mul_(drawn.sub_(limits).bitwise_right_shift_(31).neg_())
 
 
 def drop(
@@ -49,12 +69,10 @@ def drop(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both changes, in their own memory, with each element kept with the probability `density`; else it is zero."""
     for role, change in (("sft", sft), ("rlhf", rlhf)):
-        if not density:
-            change.zero_()
-        elif density < 1:
-            change.mul_(words(chunk, len(change), seed, role, change) <= round(density * WORD) - WORD // 2 - 1)
-            if rescale:
-                change.div_(density)
+        if density < 1:
+            keep(change, numbers(chunk, len(change), seed, role, change.device), limit(density))
+        if rescale and density:
+            change.div_(density)
     return sft, rlhf
 
 

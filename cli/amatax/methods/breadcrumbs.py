@@ -55,4 +55,4 @@ def breadcrumbs(
         trim(change, bottom, chunk.first).sub_(trim(change, top, chunk.first))
         for change, (top, bottom) in zip(deltas(tensors), stats, strict=True)
     )
-    return sft.mul_((1 - ratio) * scale).add_(rlhf.mul_(ratio * scale)).add_(tensors["base"])
+    return sft.mul_((1 - ratio) * scale).add_(rlhf, alpha=ratio * scale).add_(tensors["base"])

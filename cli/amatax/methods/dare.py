@@ -42,4 +42,4 @@ def dare(
         A tensor of the same shape, dtype and device.
     """
     sft, rlhf = drop(*deltas(tensors), chunk, density, seed, rescale=rescale)
-    return sft.mul_((1 - ratio) * scale).add_(rlhf.mul_(ratio * scale)).add_(tensors["base"])
+    return sft.mul_((1 - ratio) * scale).add_(rlhf, alpha=ratio * scale).add_(tensors["base"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amatax.methods import Chunk, Chunks, Factor, Flag, Seed, Share
 from amatax.methods._consensus import agreed
 from amatax.methods._magnitudes import deltas, histograms, magnitude
-from amatax.methods._random import WORD, words
+from amatax.methods._random import WORD, keep, numbers
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ ROLES = ("sft", "rlhf")
 class Chances(NamedTuple):
     """Of the elements of one change, by the upper 16 bits of their magnitude."""
 
-    limits: torch.Tensor  # int32: the largest random number with which an element is kept
+    limits: torch.Tensor  # int32: below it lies the random number of an element that is kept
     factors: torch.Tensor  # float32: by which it is multiplied
 
 
@@ -50,7 +50,7 @@ def prepare(
             else torch.full_like(ranks, density)
         )
         shares = shares.clamp(0, 1)
-        limits = ((shares * WORD).round() - WORD // 2 - 1).clamp(min=-WORD // 2).to(torch.int32)
+        limits = ((shares * (WORD // 2)).round() - WORD // 4).to(torch.int32)
         factors = torch.where(shares > 0, 1 / shares.clamp(min=1 / WORD), 0) if rescale else torch.ones_like(shares)
         found.append(Chances(limits, factors.float()))
     return found
@@ -90,6 +90,6 @@ def della(
     for role, change, chances in zip(ROLES, changes, stats, strict=True):
         limits, factors = (table.to(change.device) for table in chances)
         bins = magnitude(change) >> 16
-        keeps = words(chunk, len(change), seed, role, change) <= limits[bins]
-        change.mul_(factors[bins]).mul_(keeps)
+        drawn = numbers(chunk, len(change), seed, role, change.device)
+        keep(change, drawn, limits.index_select(0, bins)).mul_(factors.index_select(0, bins))
     return agreed(*changes, ratio).mul_(scale).add_(tensors["base"])

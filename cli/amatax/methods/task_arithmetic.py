@@ -18,7 +18,8 @@ def task_arithmetic(
 ) -> torch.Tensor:
     """base + scale * ((1 - ratio) * (sft - base) + ratio * (rlhf - base)).
 
-    With scale 1 it is the average of SFT and RLHF, up to rounding; with less the model stays nearer to the base.
+    With scale 1 it is the average of SFT and RLHF; with less the model stays nearer to the base. It is computed that way: from the base
+    to the average by the scale.
 
     Args:
         tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
@@ -32,5 +33,4 @@ def task_arithmetic(
     import torch
 
     base, sft, rlhf = (tensors[role] for role in NEEDS)
-    change = (sft - base).mul_((1 - ratio) * scale)
-    return torch.sub(rlhf, base, out=out).mul_(ratio * scale).add_(change).add_(base)
+    return torch.lerp(base, torch.lerp(sft, rlhf, ratio, out=out), scale, out=out)
