@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.conftest import run_amatax, save_siblings, tiny_llama, write_recipe
 
@@ -22,6 +24,21 @@ def test_same_bytes_as_the_cpu(tmp_path: Path, dtype: str) -> None:
         assert done.code == 0, done.err
         for file in sorted((tmp_path / "cpu").iterdir()):
             assert (tmp_path / device / file.name).read_bytes() == file.read_bytes(), (device, file.name)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare", "dare_ties", "della", "breadcrumbs"])
+def test_methods_give_the_same_bytes_as_on_the_cpu(tmp_path: Path, method: str) -> None:
+    config = tiny_llama(hidden_size=512, intermediate_size=8192, vocab_size=20000)
+    save_siblings(tmp_path, config)
+    shutil.copytree(tmp_path / "sft", tmp_path / "base")
+    models = {role: f"./{role}" for role in ("base", "sft", "rlhf")}
+    merge = {"method": method, "ratios": [0.7, 0.4, 0.1]}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"models": models, "merge": merge}))
+    for device in ("cpu", "cuda"):
+        done = run_amatax("merge", tmp_path / "r.yaml", tmp_path / device, "--device", device)
+        assert done.code == 0, done.err
+    for file in sorted((tmp_path / "cpu").iterdir()):
+        assert (tmp_path / "cuda" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_nonfinite_values_are_named(tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ class Worker:
 
         def chunks() -> Iterator[Tensors]:
             for first, n in self._chunks(math.prod(tensor.shape)):
+                if self.stream:
+                    self.stream.synchronize()  # the last chunk may still be on its way from this memory
                 for source in sources:
                     self.files.read(
                         source.path,
@@ -152,7 +154,10 @@ class Worker:
                     yield self._widened(raw, begin, min(n, begin + self.block), _compute_dtype(tensor))
 
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            return self.prepare(chunks, tensor.ratio)
+            stats = self.prepare(chunks, tensor.ratio)
+            if self.stream:
+                self.stream.synchronize()
+        return stats
 
     def _widened(self, raw: Tensors, begin: int, end: int, compute: torch.dtype) -> Tensors:
         """Numbers of a block on the device; on a GPU the narrow bytes cross the bus, and are widened there."""
