@@ -124,6 +124,37 @@ def test_the_defaults_stand_in_what_is_written(family_of_three: Path, tmp_path: 
     assert "epsilon 0.1" in card
 
 
+def test_a_value_that_leaves_the_dtype_is_an_error(siblings: Path) -> None:
+    """Between bfloat16's largest and float32's largest."""
+    shutil.copytree(siblings / "sft", siblings / "base")
+    file = siblings / "base" / "model.safetensors"
+    base = tensors(siblings / "base")
+    name = next(name for name in base if "proj" in name)
+    base[name][0, 0] = 3e38
+    save_file(base, file, {"format": "pt"})
+    models = {role: f"./{role}" for role in ("base", "sft", "rlhf")}
+    merge = {"method": "task_arithmetic", "ratios": 0.4, "scale": -0.135}
+    (siblings / "r.yaml").write_text(yaml.safe_dump({"models": models, "merge": merge}))
+    done = run_amatax("merge", "r.yaml", "out", cwd=siblings)
+    assert done.code == 2, done.out
+    assert "overflows BF16" in done.err
+
+
+def test_one_scale_however_it_is_written(family_of_three: Path, tmp_path: Path) -> None:
+    file = recipe(family_of_three, tmp_path, "task_arithmetic")
+    file.write_text(file.read_text().replace("scale: 0.8", "scale: 1"))
+    assert run_amatax("merge", file, tmp_path / "out").code == 0
+    file.write_text(file.read_text().replace("scale: 1", "scale: 1.0"))
+    assert "finished already" in run_amatax("merge", file, tmp_path / "out").out
+
+
+def test_check_knows_what_a_method_needs(siblings: Path) -> None:
+    (siblings / "r.yaml").write_text("models: {sft: ./sft, rlhf: ./rlhf}\nmerge: {method: ties, ratios: 0.5}\n")
+    done = run_amatax("check", "r.yaml", cwd=siblings)
+    assert done.code == 2
+    assert "models.base is needed here" in done.err
+
+
 def test_a_list_for_scripts(amatax: Callable[..., Run]) -> None:
     known = amatax("methods", "--json").json
     assert known["ties"]["needs"] == ["base", "sft", "rlhf"]
@@ -139,13 +170,20 @@ def test_a_method_of_another_package(siblings: Path) -> None:
             [sys.executable, "-m", "amatax", *args], cwd=siblings, env=env, capture_output=True, text=True
         )
 
-    assert "halfway\n  Halfway: a method from another package" in command("methods").stdout
+    listed = command("methods")
+    assert "halfway\n  Halfway: a method from another package" in listed.stdout
+    assert "the method 'broken' of the package amatax-halfway cannot be used: No module named" in listed.stderr
+    (siblings / "r.yaml").write_text("models: {sft: ./sft, rlhf: ./rlhf}\nmerge: {method: broken, ratios: 0.5}\n")
+    assert "update or uninstall that package" in command("merge", "r.yaml", "out").stderr
     text = "models: {sft: ./sft, rlhf: ./rlhf}\nmerge: {method: halfway, ratios: 0.5, strength: %s}\n"
     (siblings / "r.yaml").write_text(text % 2)
     assert "merge.strength" in command("merge", "r.yaml", "out").stderr
-    (siblings / "r.yaml").write_text(text % 0.5)
+    (siblings / "r.yaml").write_text(
+        (text % 0.5).replace("}\nmerge", "}\nmerge").replace(", strength", ", words: low, strength")
+    )
     done = command("merge", "r.yaml", "out")
     assert done.returncode == 0, done.stderr
+    assert 'words "low"' in (siblings / "out" / "README.md").read_text()
     sft, rlhf, out = (tensors(siblings / folder) for folder in ("sft", "rlhf", "out"))
     for name in out:
         want = sft[name].float() + 0.25 * (rlhf[name].float() - sft[name].float())

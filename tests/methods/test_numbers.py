@@ -48,6 +48,33 @@ def test_the_elected_sign() -> None:
     assert merge("ties", base, sft, rlhf, 0.0, density=1.0).tolist() == [2.0, 3.0, -1.0]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "up", "down"),
+    [
+        (torch.float32, 0.4, 2.0, 3.0),
+        (torch.float32, 0.4, 4.0, 6.0),
+        (torch.float32, 0.2, 1.0, 4.0),
+        (torch.float32, 0.5, 3.0, 3.0),
+        (torch.float64, 0.2, 1.0, 4.0),
+        (torch.float64, 0.5, 3.0, 3.0),
+    ],
+)
+def test_a_weighted_sum_of_zero_goes_up(dtype: torch.dtype, ratio: float, up: float, down: float) -> None:
+    base = torch.zeros(2, dtype=dtype)
+    sft, rlhf = torch.tensor([up, -up], dtype=dtype), torch.tensor([-down, down], dtype=dtype)
+    assert merge("ties", base, sft, rlhf, ratio, density=1.0).tolist() == pytest.approx([up, down])
+
+
+def test_nan_has_no_rank() -> None:
+    """Also where most are NaN; what is not finite is an error later on, or a mask."""
+    nan, base = math.nan, torch.zeros(8)
+    rlhf = torch.tensor([nan, nan, nan, 4.0, 5.0, 6.0, 7.0, 8.0])
+    for dtype in (torch.float32, torch.float64):
+        got = merge("ties", base.to(dtype), base.to(dtype), rlhf.to(dtype), 1.0, density=0.25)
+        assert got.isnan().tolist() == [True] * 3 + [False] * 5
+        assert got[3:].tolist() == [0, 0, 0, 7, 8]
+
+
 def test_breadcrumbs() -> None:
     """Of five: the largest goes (gamma .2), two are kept (density .4), two go at the lower end."""
     assert by_hand("breadcrumbs", 1.0, density=0.4, gamma=0.2) == [2.0, 1.0, 1.0, 0.0, -2.0]

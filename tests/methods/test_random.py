@@ -86,3 +86,14 @@ def test_the_share_that_is_kept(density: float) -> None:
     zero, one = torch.zeros(count), torch.ones(count)
     kept = merge("dare", zero, zero, one, 1.0, density=density, rescale=False).mean().item()
     assert kept == pytest.approx(density, abs=5 * math.sqrt(density * (1 - density) / count))
+
+
+@pytest.mark.parametrize("density", [0.0, 1e-12, 5e-324, 1 - 1e-12])
+@pytest.mark.parametrize("method", ["dare", "dare_ties", "della"])
+def test_densities_nearer_to_the_ends_than_the_numbers_tell(method: str, density: float) -> None:
+    change = torch.arange(1.0, 9.0)
+    epsilon = {"epsilon": 0.0} if method == "della" else {}
+    got = merge(method, torch.zeros(8), torch.zeros(8), change, 1.0, density=density, **epsilon)
+    assert torch.allclose(got, change if density > 0.5 else torch.zeros(8))
+    nan = torch.full((8,), math.nan)
+    assert merge(method, torch.zeros(8), torch.zeros(8), nan, 1.0, density=density, **epsilon).isnan().all()

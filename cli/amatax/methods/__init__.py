@@ -56,11 +56,19 @@ def method_module(method: str) -> Any:
 
     Raises:
         ModuleNotFoundError: if there is no such method.
+        ImportError: if another package's cannot be used.
     """
     if method in _own():
         return import_module(f"{__name__}.{method}")
     for point in entry_points(group=GROUP, name=method):
-        return point.load()
+        try:
+            module = point.load()
+            if not callable(getattr(module, method, None)) or not getattr(module, "NEEDS", None):
+                raise TypeError(f"{point.value} has no function {method!r}, or no NEEDS")
+        except Exception as error:
+            package = point.dist.name if point.dist else point.value
+            raise ImportError(f"the method {method!r} of the package {package} cannot be used: {error}") from error
+        return module
     raise ModuleNotFoundError(f"no method {method!r}")
 
 

@@ -23,7 +23,7 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float) -> torch.Tensor:
     import torch
 
     weights = 1 - ratio, ratio
-    total = (sft * weights[0]).add_(rlhf, alpha=weights[1])
+    total = (sft * weights[0]).add_(rlhf * weights[1])  # each rounded by itself: opposite ones cancel out
     sign = torch.copysign(torch.ones_like(total), total)
     # comparisons and masks cost torch several times what arithmetic does
     one, other = (
@@ -31,6 +31,7 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float) -> torch.Tensor:
         for change, weight in zip((sft, rlhf), weights, strict=True)
     )
     agreeing = (one * abs(weights[0])).add_(other, alpha=abs(weights[1]))
-    divisor = one.sign_().mul_(weights[0]).add_(other.sign_(), alpha=weights[1])
+    one_agrees, other_agrees = one.sign_(), other.sign_()
+    divisor = one_agrees.mul_(weights[0]).add_(other_agrees, alpha=weights[1])
     divisor = divisor.clamp_min_(TINY) if 0 <= ratio <= 1 else divisor.masked_fill_(divisor == 0, 1)
     return agreeing.div_(divisor).mul_(sign)

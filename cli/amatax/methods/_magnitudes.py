@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 MAGNITUDE = 0x7FFFFFFF  # float32 without its sign
+NAN_BINS = 0x7F81  # those from here on hold NaN alone
 BINS, LOWER = 1 << 15, 1 << 16  # by the upper bits of a magnitude, and by the rest
 
 
@@ -74,9 +75,11 @@ def cuts(chunks: Chunks, ranks_of: Callable[[int], Sequence[int]]) -> list[tuple
     found: list[list[Cut]] = [[], []]
     wanted = []  # (of which model, its place in `found`, bin, how many of the bin stand before the cut)
     for model, counts in enumerate(upper):
+        ranks = ranks_of(int(counts.sum()))
+        counts[NAN_BINS:] = 0  # NaN has no rank, and is never dropped
         above = counts.flip(0).cumsum(0).flip(0)  # elements of this bin and of all larger ones
         total = int(above[0])
-        for rank in ranks_of(total):
+        for rank in ranks:
             if 0 < rank < total:
                 bin_ = int((above >= rank).sum()) - 1
                 wanted.append((model, len(found[model]), bin_, rank - int(above[bin_] - counts[bin_])))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 WORD = 1 << 32
+NONE = -WORD // 4  # the limit below which no number lies
 ODD = 0x9E3779B1  # spreads neighbours
 MIX = ((16, 0x21F0AAAD), (15, 0x735A2D97))  # shift and factor of the rounds (Wellons, hash-prospector, two rounds)
 
@@ -69,9 +70,12 @@ def drop(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both changes, in their own memory, with each element kept with the probability `density`; else it is zero."""
     for role, change in (("sft", sft), ("rlhf", rlhf)):
+        if limit(density) <= NONE:
+            change.mul_(0)  # NaN stays NaN, and is seen
+            continue
         if density < 1:
             keep(change, numbers(chunk, len(change), seed, role, change.device), limit(density))
-        if rescale and density:
+        if rescale:
             change.div_(density)
     return sft, rlhf
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amatax.methods import Chunk, Chunks, Factor, Flag, Seed, Share
 from amatax.methods._consensus import agreed
 from amatax.methods._magnitudes import deltas, histograms, magnitude
-from amatax.methods._random import WORD, keep, numbers
+from amatax.methods._random import NONE, WORD, keep, numbers
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def prepare(
         )
         shares = shares.clamp(0, 1)
         limits = ((shares * (WORD // 2)).round() - WORD // 4).to(torch.int32)
-        factors = torch.where(shares > 0, 1 / shares.clamp(min=1 / WORD), 0) if rescale else torch.ones_like(shares)
+        factors = torch.where(limits > NONE, 1 / shares.clamp(min=1 / WORD), 0) if rescale else torch.ones_like(shares)
         found.append(Chances(limits, factors.float()))
     return found
 

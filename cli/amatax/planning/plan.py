@@ -14,7 +14,7 @@ from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
 from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE, torch_name
 from amatax.checkpoints.opening import open_checkpoint
 from amatax.errors import AmataxError, Fault, PlanError
-from amatax.methods import defaults, method_copies, method_needs
+from amatax.methods import method_copies, method_needs, options_model
 from amatax.planning import siblings
 from amatax.planning.destination import State, destination_faults, state
 from amatax.planning.layout import OutputTensor, Shard, lay_out
@@ -329,7 +329,7 @@ def _pin(recipe: Recipe, ratios: Ratios, checkpoints: dict[str, Checkpoint]) -> 
     pinned = {
         role: checkpoints[role].pinned if role in checkpoints else ref for role, ref in recipe.models.by_role().items()
     }
-    options = defaults(recipe.merge.method) | recipe.merge.options
+    options = options_model(recipe.merge.method).model_validate(recipe.merge.options).model_dump()
     merge = Merge.model_validate({**recipe.merge.model_dump(), **options, "ratios": ratios})
     result = recipe.model_copy(update={"models": recipe.models.model_copy(update=pinned), "merge": merge})
     result._origin = recipe._origin

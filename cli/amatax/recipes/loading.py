@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from amatax.errors import Fault, RecipeError
-from amatax.methods import check_options, method_names, method_options, options_model
+from amatax.methods import check_options, method_names, method_needs, method_options, options_model
 from amatax.recipes import schema
 from amatax.recipes.schema import Block, Origin, Ratios, Recipe, expand_home, is_folder
 
@@ -63,7 +63,7 @@ def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
         else:
             faults += _ratio_faults(recipe, origin)
         faults += _reference_faults(data.get("models"), origin)
-        faults += _method_faults(data.get("merge"), origin)
+        faults += _method_faults(data.get("merge", {}), data.get("models"), origin)
         if recipe is not None and not faults:
             models = {role: _absolute(model, folder) for role, model in recipe.models.by_role().items()}
             recipe = recipe.model_copy(update={"models": schema.Models.model_validate(models)})
@@ -224,8 +224,8 @@ def _reference_faults(models: Any, origin: Origin) -> Iterator[Fault]:
             )
 
 
-def _method_faults(merge: Any, origin: Origin) -> Iterator[Fault]:
-    """A method that is not there, or keys, as written, that are none of its options."""
+def _method_faults(merge: Any, models: Any, origin: Origin) -> Iterator[Fault]:
+    """A method that is not there or has not what it needs, or keys, as written, that are none of its options."""
     method = merge.get("method", "average") if isinstance(merge, dict) else None
     if not isinstance(method, str):
         return
@@ -234,6 +234,15 @@ def _method_faults(merge: Any, origin: Origin) -> Iterator[Fault]:
             f"there is no method {method!r}", origin.where(("merge", "method")), _nearest(method, method_names())
         )
         return
+    try:
+        needs = method_needs(method)
+    except ImportError as error:
+        yield Fault(str(error), origin.where(("merge", "method")), "mend, update or uninstall that package")
+        return
+    for role in needs if isinstance(models, dict) else ():
+        if role == "base" and not models.get(role):  # the others are needed anyway
+            message = f"models.{role} is needed here: {method} merges what has changed since"
+            yield Fault(message, origin.where(("models",)), f"add `{role}:` under `models`")
     known = [*schema.Merge.model_fields, *method_options(method)]
     for key in merge:
         if isinstance(key, str) and key not in known:

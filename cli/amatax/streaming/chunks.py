@@ -235,8 +235,7 @@ class Worker:
     ) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
         compute = _compute_dtype(tensor)
-        beyond = not 0 <= tensor.ratio <= 1  # between float32's largest and bfloat16's lies what rounds to infinity
-        may_overflow = tensor.dtype in NARROW_RANGE or beyond or (compute is torch.float64 and tensor.dtype != "F64")
+        may_overflow = out.dtype is not compute
         screens = []
         for begin in range(0, len(out), self.block):
             end = min(len(out), begin + self.block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ def _method(recipe: Recipe) -> list[str]:
     """What a method other than averaging does, and its options."""
     if recipe.merge.method == "average":
         return []
-    options = ", ".join(f"{name} {value:g}" for name, value in recipe.merge.options.items())
+    options = ", ".join(f"{name} {json.dumps(value)}" for name, value in recipe.merge.options.items())
     return [f"{summary(recipe.merge.method)}" + (f" Options: {options}." if options else "")]
 
 

@@ -14,7 +14,12 @@ NEEDS = ("sft", "rlhf")
 
 
 def halfway(
-    tensors: Mapping[str, torch.Tensor], ratio: float, out: torch.Tensor | None = None, *, strength: Share = 0.5
+    tensors: Mapping[str, torch.Tensor],
+    ratio: float,
+    out: torch.Tensor | None = None,
+    *,
+    strength: Share = 0.5,
+    words: str = "",
 ) -> torch.Tensor:
-    """sft + strength * ratio * (rlhf - sft)."""
+    """sft + strength * ratio * (rlhf - sft); the words are for the card."""
     return tensors["sft"] + strength * ratio * (tensors["rlhf"] - tensors["sft"])
