@@ -72,7 +72,6 @@ def method_module(method: str) -> Any:
     raise ModuleNotFoundError(f"no method {method!r}")
 
 
-@cache
 def _own() -> frozenset[str]:
     return frozenset(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
