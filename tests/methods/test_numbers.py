@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from amatax.methods._consensus import _weighed, agreed
 from tests.methods.whole import merge
 
 DELTA = ["task_arithmetic", "ties", "dare", "dare_ties", "della", "breadcrumbs"]
@@ -63,6 +64,18 @@ def test_a_weighted_sum_of_zero_goes_up(dtype: torch.dtype, ratio: float, up: fl
     base = torch.zeros(2, dtype=dtype)
     sft, rlhf = torch.tensor([up, -up], dtype=dtype), torch.tensor([-down, down], dtype=dtype)
     assert merge("ties", base, sft, rlhf, ratio, density=1.0).tolist() == pytest.approx([up, down])
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 0.3, 0.5, 0.9])
+def test_the_mean_of_those_that_agree_by_its_definition(ratio: float) -> None:
+    """Elected by arithmetic, with weights that are shares; any other weights go by the definition, which is compared with here."""
+    draws = torch.Generator().manual_seed(0)
+    one, other = (torch.nn.functional.hardshrink(torch.randn(10_000, generator=draws), 0.7) for _ in range(2))
+    for size in (1.0, 1e-20, 1e20):
+        sft, rlhf = one * size, other * size
+        total = (sft * (1 - ratio)).add_(rlhf * ratio)
+        want = _weighed(sft.clone(), rlhf.clone(), (1 - ratio, ratio), total)
+        assert torch.allclose(agreed(sft, rlhf, ratio), want, rtol=1e-6, atol=0)
 
 
 def test_nan_has_no_rank() -> None:

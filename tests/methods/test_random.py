@@ -18,44 +18,55 @@ def test_the_hash_by_plain_numbers() -> None:
     """Python's own integers give the same: nothing hangs on how a device overflows."""
     import hashlib
 
-    digest = hashlib.blake2b(b"7\0sft\0a.weight\x000", digest_size=8).digest()
+    digest = hashlib.blake2b(b"7\0a.weight\x000", digest_size=8).digest()
     start, key = (int.from_bytes(half, "little") for half in (digest[:4], digest[4:]))
     expected = []
     for index in range(1000, 1100):
-        number = (index * ODD + start) % WORD
-        for (shift, factor), extra in zip(MIX, (key, 0), strict=True):
-            number = ((number ^ number >> shift) * factor % WORD) ^ extra
-        expected.append(number // 2)
-    got = numbers(Chunk("a.weight", 1000), 100, 7, "sft", CPU)
-    assert [number % (WORD // 2) for number in got.tolist()] == expected
+        rounds = [(index * ODD + start) % WORD]
+        for (shift, factor), extra in zip(MIX, (key, 0, 0), strict=True):
+            rounds.append(((rounds[-1] ^ rounds[-1] >> shift) * factor % WORD) ^ extra)
+        expected.append((rounds[2] // 2, rounds[3] // 2))
+    sft, rlhf = numbers(Chunk("a.weight", 1000), 100, 7, CPU)
+    assert [(a % (WORD // 2), b % (WORD // 2)) for a, b in zip(sft.tolist(), rlhf.tolist(), strict=True)] == expected
 
 
 def test_pieces_are_those_of_the_whole_also_beyond_32_bits() -> None:
     for begin in (0, WORD - 100, 3 * WORD - 7):
-        whole = numbers(Chunk("a", begin), 300, 0, "sft", CPU)
-        parts = [numbers(Chunk("a", begin + i), n, 0, "sft", CPU) for i, n in ((0, 93), (93, 7), (100, 200))]
-        assert torch.equal(whole, torch.cat(parts))
-    low, high = (numbers(Chunk("a", begin), 300, 0, "sft", CPU) for begin in (0, WORD))
+        whole = numbers(Chunk("a", begin), 300, 0, CPU)
+        parts = [numbers(Chunk("a", begin + i), n, 0, CPU) for i, n in ((0, 93), (93, 7), (100, 200))]
+        for model in range(2):
+            assert torch.equal(whole[model], torch.cat([part[model] for part in parts]))
+    low, high = (numbers(Chunk("a", begin), 300, 0, CPU)[0] for begin in (0, WORD))
     assert not torch.equal(low, high)
 
 
-def test_numbers_are_uniform_and_independent() -> None:
-    """Upper bits by chi squared, neighbours, tensors, roles and seeds by correlation; five standard errors."""
+def chi_squared(cells: torch.Tensor) -> float:
+    """Of counts that should be equal, in standard deviations from what it should be."""
+    cells, free = cells.double(), len(cells) - 1
+    return (float(((cells - cells.mean()) ** 2 / cells.mean()).sum()) - free) / math.sqrt(2 * free)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_are_uniform_and_independent(seed: int) -> None:
+    """Upper bits of each model and of both together by chi squared, neighbours, tensors, models and seeds by correlation; five
+    standard errors."""
     count = 1 << 20
-    base = numbers(Chunk("layers.0.weight", 0), count, 0, "sft", CPU)
-    cells = torch.bincount((base >> 21) + 512, minlength=1024).double()
-    chi = float(((cells - count / 1024) ** 2 / (count / 1024)).sum())
-    assert abs(chi - 1023) < 5 * math.sqrt(2 * 1023)
-    unit = base.double() / 2**30
+    sft, rlhf = numbers(Chunk("layers.0.weight", 0), count, seed, CPU)
+    for model in (sft, rlhf):
+        assert abs(chi_squared(torch.bincount((model >> 21) + 512, minlength=1024))) < 5
+    for shift in (0, 1, 7, 2048):  # of one element, and of neighbours
+        together = ((torch.roll(rlhf, shift) >> 26) + 16) * 32 + (sft >> 26) + 16
+        assert abs(chi_squared(torch.bincount(together, minlength=1024))) < 5
+    unit = sft.double() / 2**30
     others = {
-        "next": torch.roll(unit, 1),
-        "far": torch.roll(unit, 4096),
-        "tensor": numbers(Chunk("layers.1.weight", 0), count, 0, "sft", CPU).double() / 2**30,
-        "role": numbers(Chunk("layers.0.weight", 0), count, 0, "rlhf", CPU).double() / 2**30,
-        "seed": numbers(Chunk("layers.0.weight", 0), count, 1, "sft", CPU).double() / 2**30,
+        "next": torch.roll(sft, 1),
+        "far": torch.roll(sft, 4096),
+        "tensor": numbers(Chunk("layers.1.weight", 0), count, seed, CPU)[0],
+        "role": rlhf,
+        "seed": numbers(Chunk("layers.0.weight", 0), count, seed + 1, CPU)[0],
     }
     for name, other in others.items():
-        assert abs(float((unit * other).mean()) * 3) < 5 / math.sqrt(count), name
+        assert abs(float((unit * other.double() / 2**30).mean()) * 3) < 5 / math.sqrt(count), name
 
 
 @pytest.mark.parametrize("method", ["dare", "dare_ties", "della"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from amatax.methods import Chunk, kernel, method_needs, method_prepare, wants_chunk
+from amatax.methods import Chunk, Chunks, kernel, method_needs, method_prepare, wants_chunk
 
 
 def merge(
@@ -24,9 +24,11 @@ def merge(
     """The merged tensor, float32 or float64 as the models are; none of these is written to."""
     models = {role: t for role, t in (("base", base), ("sft", sft), ("rlhf", rlhf)) if role in method_needs(method)}
 
-    def chunks() -> Iterator[dict[str, torch.Tensor]]:
+    def through(every: int) -> Iterator[dict[str, torch.Tensor]]:
         for begin in range(0, len(sft), block):
-            yield {role: tensor[begin : begin + block].clone() for role, tensor in models.items()}
+            yield {role: tensor[begin : begin + block : every].clone() for role, tensor in models.items()}
+
+    chunks = Chunks(len(sft), through)
 
     function, prepare = kernel(method), method_prepare(method, options)
     given: dict[str, Any] = {} if prepare is None else {"stats": prepare(chunks, ratio)}

@@ -7,7 +7,8 @@ written to. If some ratios give a model's tensor as it is, COPIES says which: {0
 computes in float32 and rounds once says TAKES_HALF = True, and gets such chunks as they are on disk.
 
 A method that must know the whole tensor first (a threshold, a norm) has a `prepare(chunks, ratio, *, options) -> stats` beside
-its kernel: `chunks()` goes through the tensor once more each time it is called, and the kernel gets what came of it as `stats`.
+its kernel: `chunks()` goes through the tensor once more each time it is called (see `Chunks`), and the kernel gets what came of it
+as `stats`.
 A kernel may ask for `chunk`, where it stands: random numbers are a function of that, so that no order changes them. Options have
 types that pydantic checks; what they forbid together a `check(options) -> message` says. Files that begin with _ are no methods.
 Another package adds one by an entry point of the group `amatax.methods`: `NAME = "package.module"`, a module as here.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -32,9 +34,20 @@ Share = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
 Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-Chunks = Callable[[], Iterator[Mapping[str, Any]]]  # goes through a tensor once: role -> its next elements
 GROUP = "amatax.methods"
 GIVEN = ("stats", "chunk")  # keyword arguments of a kernel that are no options
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A whole tensor, chunk by chunk."""
+
+    count: int  # its elements
+    through: Callable[[int], Iterator[Mapping[str, Any]]]
+
+    def __call__(self, every: int = 1) -> Iterator[Mapping[str, Any]]:
+        """Go through it once: role -> its next elements; or, for a sample, one element in so many of them."""
+        return self.through(every)
 
 
 class Chunk(NamedTuple):

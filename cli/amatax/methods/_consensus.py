@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-TINY = 1e-30  # in place of a divisor of zero, under a sum of zero
+TINY = 2.0**-125  # gives a sum of zero its sign, and is too small to change another
 
 
 def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float) -> torch.Tensor:
@@ -24,14 +24,24 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float) -> torch.Tensor:
 
     weights = 1 - ratio, ratio
     total = (sft * weights[0]).add_(rlhf * weights[1])  # each rounded by itself: opposite ones cancel out
+    if not 0 < ratio < 1:
+        return _weighed(sft, rlhf, weights, total)
+    # where both have one sign the mean is the weighted sum; else it is the change of the elected sign, the larger or the smaller one
+    # (comparisons and masks cost torch several times what arithmetic does: here a quotient by zero says "else")
+    smaller, larger = torch.minimum(sft, rlhf), torch.maximum(sft, rlhf)
+    alike = torch.threshold_(sft.sign_().mul_(rlhf.sign_()), 0.5, 0.0)
+    return total.add_(TINY).div_(alike).clamp_(smaller, larger)
+
+
+def _weighed(sft: torch.Tensor, rlhf: torch.Tensor, weights: tuple[float, float], total: torch.Tensor) -> torch.Tensor:
+    """The same for any weights, by its definition."""
+    import torch
+
     sign = torch.copysign(torch.ones_like(total), total)
-    # comparisons and masks cost torch several times what arithmetic does
     one, other = (
         change.mul_(sign if weight >= 0 else -sign).clamp_min_(0)
         for change, weight in zip((sft, rlhf), weights, strict=True)
     )
     agreeing = (one * abs(weights[0])).add_(other, alpha=abs(weights[1]))
-    one_agrees, other_agrees = one.sign_(), other.sign_()
-    divisor = one_agrees.mul_(weights[0]).add_(other_agrees, alpha=weights[1])
-    divisor = divisor.clamp_min_(TINY) if 0 <= ratio <= 1 else divisor.masked_fill_(divisor == 0, 1)
-    return agreeing.div_(divisor).mul_(sign)
+    divisor = one.sign_().mul_(weights[0]).add_(other.sign_(), alpha=weights[1])
+    return agreeing.div_(divisor.masked_fill_(divisor == 0, 1)).mul_(sign)

@@ -1,11 +1,11 @@
-"""The order of a tensor's elements by magnitude, from histograms of their bits: nothing is sorted, and no buffer grows with it.
+"""The changes of SFT and RLHF by magnitude: what is cut off, and how many have which bits.
 
 Magnitudes are compared in float32, where the order of the numbers is that of their bits. Of equal ones the first comes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 MAGNITUDE = 0x7FFFFFFF  # float32 without its sign
-NAN_BINS = 0x7F81  # those from here on hold NaN alone
-BINS, LOWER = 1 << 15, 1 << 16  # by the upper bits of a magnitude, and by the rest
+INFINITE = 0x7F800000  # the bits of infinity
+BINS = 1 << 15  # by the upper 16 bits of a magnitude
 
 
 class Cut(NamedTuple):
@@ -47,6 +47,14 @@ def magnitude(delta: torch.Tensor) -> torch.Tensor:
     return delta.to(torch.float32).view(torch.int32).bitwise_and(MAGNITUDE)
 
 
+def keep_above(change: torch.Tensor, bits: int) -> torch.Tensor:
+    """The change, float32, with zeros for magnitudes of at most these bits (-1: of none); NaN stays. Several times faster than a mask."""
+    import torch
+
+    threshold = float(torch.tensor(bits, dtype=torch.int32).view(torch.float32)) if bits >= 0 else -1.0
+    return torch.nn.functional.hardshrink(change, threshold)
+
+
 def trim(change: torch.Tensor, cut: Cut, first: int) -> torch.Tensor:
     """The change with zeros after a cut; `first` is the index of its first element."""
     import torch
@@ -54,68 +62,10 @@ def trim(change: torch.Tensor, cut: Cut, first: int) -> torch.Tensor:
     split = min(max(cut.first - first, 0), len(change))
     if 0 < split < len(change):
         return torch.cat([trim(change[:split], cut, first), trim(change[split:], cut, first + split)])
-    least = cut.bits + (split == 0)  # the bits of the smallest that stays
-    if change.dtype is torch.float32:  # several times faster than a mask; zero is what is at most the threshold
-        below = torch.tensor(max(least, 1) - 1, dtype=torch.int32).view(torch.float32)
-        threshold = float(below) if 0 < least < NOTHING.bits else -1.0 if least <= 0 else float("inf")
-        return torch.nn.functional.hardshrink(change, threshold)
-    return change * (magnitude(change) >= least) if least <= MAGNITUDE else torch.zeros_like(change)
-
-
-def cuts(chunks: Chunks, ranks_of: Callable[[int], Sequence[int]]) -> list[tuple[Cut, ...]]:
-    """For the changes of SFT and of RLHF: the cut after the so many largest, for each of the ranks.
-
-    Args:
-        chunks: of `base`, `sft` and `rlhf`; gone through two or three times.
-        ranks_of: elements of the tensor -> how many of them stand before each cut.
-    """
-    import torch
-
-    upper = histograms(chunks)
-    found: list[list[Cut]] = [[], []]
-    wanted = []  # (of which model, its place in `found`, bin, how many of the bin stand before the cut)
-    for model, counts in enumerate(upper):
-        ranks = ranks_of(int(counts.sum()))
-        counts[NAN_BINS:] = 0  # NaN has no rank, and is never dropped
-        above = counts.flip(0).cumsum(0).flip(0)  # elements of this bin and of all larger ones
-        total = int(above[0])
-        for rank in ranks:
-            if 0 < rank < total:
-                bin_ = int((above >= rank).sum()) - 1
-                wanted.append((model, len(found[model]), bin_, rank - int(above[bin_] - counts[bin_])))
-            found[model].append(EVERYTHING if rank >= total else NOTHING)
-    if not wanted:
-        return [tuple(model) for model in found]
-
-    lower = [torch.zeros(LOWER, dtype=torch.int64) for _ in wanted]
-    for chunk in chunks():
-        both = [magnitude(delta) for delta in deltas(chunk)]
-        for counts, (model, _, bin_, _) in zip(lower, wanted, strict=True):
-            inside = (both[model] - (bin_ << 16)).clamp_(-1, LOWER).add_(1)  # what lies outside is counted at the ends
-            counts += torch.bincount(inside, minlength=LOWER + 2)[1:-1].cpu()
-    ties: list[list[int]] = []  # of which model, its place, bits, how many of the ties stand before the cut
-    for counts, (model, place, bin_, rank) in zip(lower, wanted, strict=True):
-        above = counts.flip(0).cumsum(0).flip(0)
-        low = int((above >= rank).sum()) - 1
-        some = rank - int(above[low] - counts[low])
-        found[model][place] = Cut(bin_ << 16 | low, EVERYTHING.first)
-        if some < int(counts[low]):
-            ties.append([model, place, bin_ << 16 | low, some])
-    first = 0
-    for chunk in chunks() if ties else ():
-        both = [magnitude(delta) for delta in deltas(chunk)]
-        for tie in ties:
-            model, place, bits, some = tie
-            if some > 0:
-                same = both[model] == bits
-                here = int(torch.count_nonzero(same))
-                if some <= here:
-                    found[model][place] = Cut(bits, first + int(same.nonzero()[some - 1]) + 1)
-                tie[3] = some - here
-        first += len(both[0])
-        if all(tie[3] <= 0 for tie in ties):
-            break
-    return [tuple(model) for model in found]
+    most = cut.bits - (split > 0)  # the bits of the largest that goes
+    if change.dtype is torch.float32:
+        return keep_above(change, min(most, INFINITE))
+    return change.masked_fill(magnitude(change) <= most, 0)
 
 
 def histograms(chunks: Chunks) -> list[torch.Tensor]:

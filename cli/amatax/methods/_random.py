@@ -14,17 +14,20 @@ if TYPE_CHECKING:
 WORD = 1 << 32
 NONE = -WORD // 4  # the limit below which no number lies
 ODD = 0x9E3779B1  # spreads neighbours
-MIX = ((16, 0x21F0AAAD), (15, 0x735A2D97))  # shift and factor of the rounds (Wellons, hash-prospector, two rounds)
+MIX = (
+    (16, 0x21F0AAAD),
+    (15, 0x735A2D97),
+    (15, 0x31848BAB),
+)  # shift and factor of the rounds (Wellons, hash-prospector)
 
 
-def numbers(chunk: Chunk, length: int, seed: int, role: str, device: torch.device) -> torch.Tensor:
-    """A uniform number for each element, int32 (length,): from -2^30 to 2^30 - 1.
+def numbers(chunk: Chunk, length: int, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two uniform numbers for each element, one for SFT's change and one for RLHF's: int32 (length,), from -2^30 to 2^30 - 1.
 
     Args:
         chunk: where it stands.
         length: its elements.
         seed: of the merge.
-        role: each model has numbers of its own.
         device: where they are wanted.
     """
     import torch
@@ -33,16 +36,20 @@ def numbers(chunk: Chunk, length: int, seed: int, role: str, device: torch.devic
     if index // WORD != (index + length - 1) // WORD:  # an index has 32 bits; what is above goes into the keys
         head = WORD - index % WORD
         rest = chunk._replace(first=index + head)
-        return torch.cat([numbers(chunk, head, seed, role, device), numbers(rest, length - head, seed, role, device)])
-    text = f"{seed}\0{role}\0{chunk.name}\0{index // WORD}"
+        both = numbers(chunk, head, seed, device), numbers(rest, length - head, seed, device)
+        return torch.cat([both[0][0], both[1][0]]), torch.cat([both[0][1], both[1][1]])
+    text = f"{seed}\0{chunk.name}\0{index // WORD}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     start, key = (int.from_bytes(half, "little") for half in (digest[:4], digest[4:]))
-    found = (_indices(length, device) * _signed(ODD)).add_(_signed(start + index * ODD))
-    for (shift, factor), extra in zip(MIX, (key, 0), strict=True):
-        found.bitwise_xor_((found >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(_signed(factor))
-        if extra:
-            found.bitwise_xor_(_signed(extra))
-    return found.bitwise_right_shift_(1)  # the upper bits are the good ones
+    state = (_indices(length, device) * _signed(ODD)).add_(_signed(start + index * ODD))
+    _mix(state, *MIX[0]).bitwise_xor_(_signed(key))
+    sft = _mix(state, *MIX[1]) >> 1  # the upper bits are the good ones
+    return sft, _mix(state, *MIX[2]).bitwise_right_shift_(1)
+
+
+def _mix(state: torch.Tensor, shift: int, factor: int) -> torch.Tensor:
+    """One round: the upper bits into the lower ones, then a product. In place."""
+    return state.bitwise_xor_((state >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(_signed(factor))
 
 
 @lru_cache(maxsize=8)
@@ -66,18 +73,20 @@ def keep(change: torch.Tensor, drawn: torch.Tensor, limits: int | torch.Tensor) 
 
 
 def drop(
-    sft: torch.Tensor, rlhf: torch.Tensor, chunk: Chunk, density: float, seed: int, *, rescale: bool
+    sft: torch.Tensor, rlhf: torch.Tensor, chunk: Chunk, density: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both changes, in their own memory, with each element kept with the probability `density`; else it is zero."""
-    for role, change in (("sft", sft), ("rlhf", rlhf)):
-        if limit(density) <= NONE:
-            change.mul_(0)  # NaN stays NaN, and is seen
-            continue
-        if density < 1:
-            keep(change, numbers(chunk, len(change), seed, role, change.device), limit(density))
-        if rescale:
-            change.div_(density)
+    if limit(density) <= NONE:
+        return sft.mul_(0), rlhf.mul_(0)  # NaN stays NaN, and is seen
+    if density < 1:
+        for change, drawn in zip((sft, rlhf), numbers(chunk, len(sft), seed, sft.device), strict=True):
+            keep(change, drawn, limit(density))
     return sft, rlhf
+
+
+def rescaling(density: float) -> float:
+    """By what is multiplied what is kept with this probability, so that the mean stays."""
+    return 1 / density if limit(density) > NONE else 0.0
 
 
 def _signed(number: int) -> int:

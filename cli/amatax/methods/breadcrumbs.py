@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk, Chunks, Factor, Share
-from amatax.methods._magnitudes import Cut, cuts, deltas, part, trim
+from amatax.methods._magnitudes import Cut, deltas, part, trim
+from amatax.methods._selection import cuts
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk, Factor, Flag, Seed, Share
 from amatax.methods._magnitudes import deltas
-from amatax.methods._random import drop
+from amatax.methods._random import drop, rescaling
 
 if TYPE_CHECKING:
     import torch
@@ -41,5 +41,6 @@ def dare(
     Returns:
         A tensor of the same shape, dtype and device.
     """
-    sft, rlhf = drop(*deltas(tensors), chunk, density, seed, rescale=rescale)
-    return sft.mul_((1 - ratio) * scale).add_(rlhf, alpha=ratio * scale).add_(tensors["base"])
+    sft, rlhf = drop(*deltas(tensors), chunk, density, seed)
+    factor = scale * rescaling(density) if rescale else scale
+    return sft.mul_((1 - ratio) * factor).add_(rlhf, alpha=ratio * factor).add_(tensors["base"])

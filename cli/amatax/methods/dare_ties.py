@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from amatax.methods import Chunk, Factor, Flag, Seed, Share
 from amatax.methods._consensus import agreed
 from amatax.methods._magnitudes import deltas
-from amatax.methods._random import drop
+from amatax.methods._random import drop, rescaling
 
 if TYPE_CHECKING:
     import torch
@@ -42,5 +42,6 @@ def dare_ties(
     Returns:
         A tensor of the same shape, dtype and device.
     """
-    changes = drop(*deltas(tensors), chunk, density, seed, rescale=rescale)
-    return agreed(*changes, ratio).mul_(scale).add_(tensors["base"])
+    changes = drop(*deltas(tensors), chunk, density, seed)
+    factor = scale * rescaling(density) if rescale else scale
+    return agreed(*changes, ratio).mul_(factor).add_(tensors["base"])

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 NEEDS = ("base", "sft", "rlhf")
-ROLES = ("sft", "rlhf")
 
 
 class Chances(NamedTuple):
@@ -87,9 +86,9 @@ def della(
         A tensor of the same shape, dtype and device.
     """
     changes = deltas(tensors)
-    for role, change, chances in zip(ROLES, changes, stats, strict=True):
+    both = numbers(chunk, len(changes[0]), seed, changes[0].device)
+    for change, drawn, chances in zip(changes, both, stats, strict=True):
         limits, factors = (table.to(change.device) for table in chances)
         bins = magnitude(change) >> 16
-        drawn = numbers(chunk, len(change), seed, role, change.device)
         keep(change, drawn, limits.index_select(0, bins)).mul_(factors.index_select(0, bins))
     return agreed(*changes, ratio).mul_(scale).add_(tensors["base"])

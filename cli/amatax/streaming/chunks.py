@@ -18,7 +18,7 @@ import xxhash
 
 from amatax.checkpoints.dtypes import INTEGER, torch_dtype
 from amatax.errors import NonFiniteError
-from amatax.methods import Chunk, wants_chunk
+from amatax.methods import Chunk, Chunks, wants_chunk
 from amatax.planning.plan import PlannedTensor
 from amatax.streaming.buffers import Bytes, Files, Numbers
 
@@ -137,10 +137,10 @@ class Worker:
         """What the method finds out about the whole tensor, from its numbers in the dtype it is merged in, block by block."""
         if self.prepare is None:
             return None
-        slot = self.slots[0]
+        slot, count = self.slots[0], math.prod(tensor.shape)
 
-        def chunks() -> Iterator[Tensors]:
-            for first, n in self._chunks(math.prod(tensor.shape)):
+        def through(every: int) -> Iterator[Tensors]:
+            for first, n in self._chunks(count):
                 if self.stream:
                     self.stream.synchronize()  # the last chunk may still be on its way from this memory
                 for source in sources:
@@ -149,12 +149,13 @@ class Worker:
                         slot.raw[source.role].view[: n * source.width],
                         source.offset + first * source.width,
                     )
-                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
-                for begin in range(0, n, self.block):
-                    yield self._widened(raw, begin, min(n, begin + self.block), _compute_dtype(tensor))
+                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n)[::every] for source in sources}
+                taken = -(-n // every)
+                for begin in range(0, taken, self.block):
+                    yield self._widened(raw, begin, min(taken, begin + self.block), _compute_dtype(tensor))
 
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            stats = self.prepare(chunks, tensor.ratio)
+            stats = self.prepare(Chunks(count, through), tensor.ratio)
             if self.stream:
                 self.stream.synchronize()
         return stats
