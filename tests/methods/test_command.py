@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from amatax.methods import kernel
 from tests.conftest import Run, run_amatax, save_siblings, tiny_llama
 from tests.methods.whole import merge
 
@@ -58,6 +59,52 @@ def test_every_tensor_is_that_of_the_method(family_of_three: Path, tmp_path: Pat
     assert all(torch.equal(again[name], found[name]) for name in found)
     verified = run_amatax("verify", tmp_path / "other")
     assert verified.code == 0, verified.err
+
+
+ROWS = 1990  # of base's vocabulary, where it is another one
+
+
+@pytest.mark.parametrize("rows", [ROWS, 2010])
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_a_base_with_another_vocabulary(family_of_three: Path, tmp_path: Path, method: str, rows: int) -> None:
+    """Refused; with `vocabulary: common` the rows that all have are the method's, and the others the average."""
+    for role in ("sft", "rlhf"):
+        (tmp_path / role).symlink_to(family_of_three / role)
+    shutil.copytree(family_of_three / "base", tmp_path / "base")
+    models = {role: tensors(family_of_three / role) for role in ("base", "sft", "rlhf")}
+    vocabulary = [name for name, t in models["sft"].items() if len(t) == 2000]
+    assert len(vocabulary) == 2
+    for name in vocabulary:
+        models["base"][name] = torch.cat([models["base"][name], torch.ones(10, 256, dtype=torch.bfloat16)])[:rows]
+    save_file(models["base"], tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    made = recipe(tmp_path, tmp_path, method)
+    refused = run_amatax("merge", made, tmp_path / "out")
+    assert refused.code == 2
+    assert f"has 2000 rows in sft and {rows} in base" in refused.err
+    assert "vocabulary: common" in refused.err
+
+    text = yaml.safe_load(made.read_text())
+    made.write_text(yaml.safe_dump({**text, "merge": {**text["merge"], "vocabulary": "common"}}))
+    done = run_amatax("merge", made, tmp_path / "out", "--threads", 1)
+    assert done.code == 0, done.err
+    assert (f"the last 10 rows of {vocabulary[0]!r}, which base lacks" in done.err + done.out) == (rows == ROWS)
+    found, common = tensors(tmp_path / "out"), min(rows, 2000)
+    for name, got in found.items():
+        base, sft, rlhf = (models[role][name].float() for role in ("base", "sft", "rlhf"))
+        if name in vocabulary:
+            assert got.shape == sft.shape
+            averaged = kernel("average")({role: models[role][name] for role in ("sft", "rlhf")}, 0.4)
+            assert torch.equal(got[common:], averaged[common:])
+            got, base, sft, rlhf = (t[:common] for t in (got, base, sft, rlhf))
+        flat = [t.flatten() for t in (base, sft, rlhf)]
+        want = merge(method, *flat, 0.4, block=50_000, name=name, **OPTIONS[method])
+        assert torch.equal(got.flatten(), want.bfloat16()), name
+    made.write_text(made.read_text().replace("output: {}", "output: {max_shard_size: 1MB}"))
+    assert run_amatax("merge", made, tmp_path / "other", "--threads", 3).code == 0
+    again = tensors(tmp_path / "other")
+    assert len(list((tmp_path / "other").glob("*.safetensors"))) > 1
+    assert all(torch.equal(again[name], found[name]) for name in found)
+    assert run_amatax("verify", tmp_path / "other").code == 0
 
 
 @pytest.fixture(scope="module")

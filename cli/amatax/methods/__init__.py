@@ -50,6 +50,15 @@ class Chunks:
         return self.through(every)
 
 
+class BoundMethod(NamedTuple):
+    """A method with its options."""
+
+    kernel: Callable[..., Any]
+    prepare: Callable[..., Any] | None  # what it does with the whole tensor first
+    takes_half: bool  # it does half precision itself, rounding once
+    wants_chunk: bool  # its kernel asks where its chunk stands
+
+
 class Chunk(NamedTuple):
     """Where a chunk stands in its tensor."""
 
@@ -94,6 +103,14 @@ def kernel(method: str) -> Callable[..., Any]:
     return getattr(method_module(method), method)
 
 
+def bind(method: str, options: Mapping[str, Any]) -> BoundMethod:
+    """The method with these options."""
+    function = kernel(method)
+    bound = partial(function, **options) if options else function
+    half = bool(getattr(method_module(method), "TAKES_HALF", False))
+    return BoundMethod(bound, method_prepare(method, options), half, wants_chunk(function))
+
+
 def summary(method: str) -> str:
     """What the method does, in one line."""
     return (method_module(method).__doc__ or "").strip().partition("\n")[0]
@@ -112,11 +129,6 @@ def method_needs(method: str) -> tuple[str, ...]:
 def method_copies(method: str) -> dict[float, str]:
     """The ratios at which the result is one model's tensor, bit for bit, and whose."""
     return dict(getattr(method_module(method), "COPIES", {}))
-
-
-def takes_half(method: str) -> bool:
-    """Whether the method does half precision itself, rounding once."""
-    return bool(getattr(method_module(method), "TAKES_HALF", False))
 
 
 def method_prepare(method: str, options: Mapping[str, Any]) -> Callable[..., Any] | None:

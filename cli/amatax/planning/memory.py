@@ -25,7 +25,7 @@ def expected_memory(plan: Plan, threads: int | None = None) -> int:
     """Resident bytes on the CPU, about: each worker has raw bytes of a chunk and numbers of a block, for every model."""
     roles = len(method_needs(plan.recipe.merge.method))
     width = max(
-        (entry.nbytes // max(1, math.prod(t.shape)) for t in plan.tensors.values() for entry in t.sources.values()),
+        (e.nbytes // max(1, math.prod(e.shape)) for t in plan.tensors.values() for e in t.sources.values()),
         default=2,
     )
     worker = CPU_ELEMENTS * width * (roles + 1) + CPU_BLOCK * 8 * (roles + 1)

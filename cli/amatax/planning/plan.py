@@ -38,6 +38,7 @@ class PlannedTensor(NamedTuple):
     copy_of: str | None  # the model whose values are taken as they are; None: merged
     sources: dict[str, TensorEntry]  # what is read
     others: dict[str, TensorEntry]  # of a copy: the same tensor in the other models, to tell a mask by
+    averaged_from: int | None = None  # the first element that base lacks: from it on SFT and RLHF are averaged
 
     @property
     def reads(self) -> int:
@@ -160,7 +161,15 @@ def make_plan(
     model = models["sft"]
     if not tying.faults:
         for role in [role for role in tensors if role != "sft"]:
-            faults += siblings.same_tensors(tensors["sft"], checkpoints[role], tensors[role], role, model, models[role])
+            faults += siblings.same_tensors(
+                tensors["sft"],
+                checkpoints[role],
+                tensors[role],
+                role,
+                model,
+                models[role],
+                common_rows=recipe.merge.vocabulary == "common",
+            )
     blocks, block_faults = plan_blocks(recipe, ratios, model.layers) if not layer_faults else ([], [])
     if faults := faults + block_faults:
         raise PlanError(faults)
@@ -261,9 +270,16 @@ def _plan_tensor(
     copy_of: str | None = method_copies(recipe.merge.method).get(ratio)
     others: dict[str, TensorEntry] = {}
     if copy_of is not None:
-        others = {role: entry for role, entry in sources.items() if role != copy_of}
-        sources = {copy_of: sources[copy_of]}
-    return PlannedTensor(name, dtype, sft.shape, place, ratio, copy_of, sources, others)
+        others = {role: entry for role, entry in sources.items() if role != copy_of and entry.shape == sft.shape}
+        return PlannedTensor(name, dtype, sft.shape, place, ratio, copy_of, {copy_of: sources[copy_of]}, others)
+    averaged_from = None
+    base = sources.get("base", sft)
+    if base.shape != sft.shape:  # another vocabulary, whose common rows are merged
+        rows, row = min(base.shape[0], sft.shape[0]), math.prod(sft.shape[1:])
+        width = base.nbytes // max(1, math.prod(base.shape))
+        sources["base"] = base._replace(shape=(rows, *sft.shape[1:]), nbytes=rows * row * width)
+        averaged_from = rows * row if rows < sft.shape[0] else None
+    return PlannedTensor(name, dtype, sft.shape, place, ratio, None, sources, {}, averaged_from)
 
 
 def _config_changes(
@@ -314,6 +330,10 @@ def _notes(
     copied = [t.name for t in planned.values() if t.dtype in INTEGER]
     if copied:
         notes.append(f"{len(copied)} integer tensors are copied from sft")
+    for tensor in planned.values():
+        if tensor.averaged_from is not None:
+            rows = tensor.shape[0] - tensor.sources["base"].shape[0]
+            notes.append(f"the last {rows} rows of {tensor.name!r}, which base lacks, are the average of sft and rlhf")
     other = [t for t in planned.values() if t.place.kind == "other"]
     if other:
         ratios = sorted({t.ratio for t in other})

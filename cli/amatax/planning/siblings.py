@@ -12,7 +12,7 @@ from amatax.checkpoints.dtypes import INTEGER, MERGEABLE
 from amatax.checkpoints.folder import inside
 from amatax.checkpoints.side_names import TOKENIZER_FILES
 from amatax.errors import CheckpointError, Fault
-from amatax.planning.names import Anatomy
+from amatax.planning.names import Anatomy, Place
 
 PREFIXES = ("model.", "transformer.", "language_model.", "base_model.", "model.language_model.")
 PACKED = re.compile(
@@ -70,8 +70,10 @@ def same_tensors(
     role: str,
     mine: Anatomy,
     theirs: Anatomy,
+    *,
+    common_rows: bool,
 ) -> Iterator[Fault]:
-    """Names and shapes, with what explains a difference said first."""
+    """Names and shapes, with what explains a difference said first; a base model may have other rows if the common ones are merged."""
     if mine.layers != theirs.layers:
         message = f"sft has {mine.layers} layers, {role} has {theirs.layers}"
         yield Fault(message, other.ref, "only checkpoints of one architecture and size can be merged")
@@ -92,27 +94,26 @@ def same_tensors(
         message = f"{len(mixed)} tensors are integers in one model only, first {name!r}: {sft[name].dtype} in sft, {tensors[name].dtype} in {role}"
         yield Fault(message, other.ref, "integers cannot be averaged with numbers; is one of them quantised?")
     differ = [n for n, e in sft.items() if n in tensors and tensors[n].shape != e.shape]
-    vocabulary = [
-        n
-        for n in differ
-        if mine.places[n].kind in ("embedding", "head")
-        and len(sft[n].shape) == len(tensors[n].shape)
-        and sft[n].shape[1:] == tensors[n].shape[1:]
-    ]
-    if vocabulary:
+    vocabulary = [n for n in differ if only_rows_differ(sft[n], tensors[n], mine.places[n])]
+    if vocabulary and not (role == "base" and common_rows):
         name = vocabulary[0]
         ours, others = sft[name].shape[0], tensors[name].shape[0]
-        yield Fault(
-            f"the vocabularies differ: {name!r} has {ours} rows in sft and {others} in {role}",
-            other.ref,
-            f"bring both to one size first: model.resize_token_embeddings({max(ours, others)}), tokenizer included",
-        )
+        hint = f"bring both to one size first: model.resize_token_embeddings({max(ours, others)}), tokenizer included"
+        if role == "base":
+            hint = "`vocabulary: common` under `merge` merges the rows that all have, and averages sft and rlhf in the others"
+        yield Fault(f"the vocabularies differ: {name!r} has {ours} rows in sft and {others} in {role}", other.ref, hint)
     rest = [n for n in differ if n not in vocabulary]
     if rest:
         name = rest[0]
         shapes = f"{list(sft[name].shape)} in sft, {list(tensors[name].shape)} in {role}"
         hint = "only checkpoints of one architecture and size can be merged"
         yield Fault(f"{len(rest)} tensors have other shapes, first {name!r}: {shapes}", other.ref, hint)
+
+
+def only_rows_differ(sft: TensorEntry, other: TensorEntry, place: Place) -> bool:
+    """Whether two tensors are those of vocabularies of different sizes."""
+    rows = place.kind in ("embedding", "head") and sft.shape != other.shape
+    return rows and len(sft.shape) == len(other.shape) > 0 and sft.shape[1:] == other.shape[1:]
 
 
 def dtype_notes(sft: Checkpoint, tensors: dict[str, TensorEntry], role: str) -> Iterator[str]:

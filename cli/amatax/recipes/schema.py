@@ -113,6 +113,10 @@ class Merge(_Model):
         strict=True,
         description="if only one model ties its embeddings: give the other's head a matrix of its own",
     )
+    vocabulary: Literal["common"] | None = Field(
+        None,
+        description="`common`: of the vocabulary merge the rows that base has, too, and average sft and rlhf in the others",
+    )
 
     @property
     def options(self) -> dict[str, Any]:

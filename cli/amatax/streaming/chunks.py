@@ -7,7 +7,7 @@ itself gets half precision as it is, which saves the passes over the numbers tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +17,16 @@ import torch
 import xxhash
 
 from amatax.checkpoints.dtypes import INTEGER, torch_dtype
-from amatax.errors import NonFiniteError
-from amatax.methods import Chunk, Chunks, wants_chunk
+from amatax.methods import BoundMethod, Chunk, Chunks, bind
 from amatax.planning.plan import PlannedTensor
 from amatax.streaming.buffers import Bytes, Files, Numbers
+from amatax.streaming.nonfinite import check_copy, check_merged
 
 Tensors = dict[str, torch.Tensor]
 Hashes = dict[str, xxhash.xxh3_128]
 Sink = Callable[[PlannedTensor, int, memoryview], None]  # (tensor, first byte within the tensor, its next bytes)
 HALF = {"F16", "BF16"}
 WIDE = {"F32", "F64"}
-NARROW_RANGE = {"F16", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ"}  # where a finite value can overflow
-WIDER = {"BF16": "float32", "F32": "float64"}  # what a value that overflows one dtype fits in
 SAMPLE = 1 << 14  # elements of a sampled tensor in which the rounding of the output dtype is measured
 
 
@@ -53,19 +51,17 @@ class Worker:
     """Merges tensors one at a time in its own buffers; every thread has one.
 
     Args:
-        kernel: the method's function with its options bound.
+        method: what merges, with its options.
         roles: the models that can be read.
         elements: of a chunk, which is read and written at once.
         block: elements that are merged at once: their numbers stay in a core's own cache.
         device: where the kernel runs.
-        prepare: what the method does with the whole tensor first, with its options bound.
-        takes_half: the kernel rounds half precision itself, once.
         sampled: names of the tensors in which the rounding of the output dtype is measured.
     """
 
     def __init__(
         self,
-        kernel: Callable[..., torch.Tensor],
+        method: BoundMethod,
         roles: tuple[str, ...],
         elements: int,
         block: int,
@@ -73,16 +69,13 @@ class Worker:
         files: Files,
         sink: Sink,
         *,
-        prepare: Callable[..., Any] | None = None,
-        takes_half: bool = False,
         sampled: frozenset[str] = frozenset(),
         allow_nonfinite: bool = False,
         advance: Callable[[int], None] = lambda n: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.kernel, self.elements, self.device, self.files, self.sink = kernel, elements, device, files, sink
-        self.prepare, self.wants_chunk = prepare, wants_chunk(kernel)
-        self.sampled, self.block, self.takes_half = sampled, min(block, elements), takes_half
+        self.method, self.elements, self.device, self.files, self.sink = method, elements, device, files, sink
+        self.sampled, self.block = sampled, min(block, elements)
         self.allow_nonfinite, self.advance, self.stopped = allow_nonfinite, advance, stopped
         on_gpu = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if on_gpu else None
@@ -104,43 +97,49 @@ class Worker:
     def _run(self, tensor: PlannedTensor) -> TensorResult:
         result = TensorResult()
         hashes = {role: xxhash.xxh3_128() for role in (*tensor.sources, "output")}
-        merge = self._copies if self._is_copy(tensor) else self._merges
         begin = 0
-        for out in merge(tensor, math.prod(tensor.shape), hashes, result):
-            hashes["output"].update(out)
-            self.sink(tensor, begin, out)
-            begin += len(out)
+        for part in self._parts(tensor):
+            merge = self._copies if part.is_copy else self._merges
+            for out in merge(part, hashes, result):
+                hashes["output"].update(out)
+                self.sink(tensor, begin, out)
+                begin += len(out)
         result.checksums = {role: h.hexdigest() for role, h in hashes.items()}
         return result
 
-    def _is_copy(self, tensor: PlannedTensor) -> bool:
-        """Whether the bytes of one model are written as they are."""
-        return tensor.copy_of is not None and tensor.sources[tensor.copy_of].dtype == tensor.dtype
+    def _parts(self, tensor: PlannedTensor) -> Iterator[_Part]:
+        """A tensor as one part; or its rows that all models have, and those that are averaged because base lacks them."""
+        count = math.prod(tensor.shape)
+        common = count if tensor.averaged_from is None else tensor.averaged_from
+        yield _Part(tensor, self.method, range(common))
+        if common < count:
+            two = {role: entry for role, entry in tensor.sources.items() if role != "base"}
+            yield _Part(tensor._replace(sources=two), bind("average", {}), range(common, count))
 
-    def _chunks(self, count: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, elements: range) -> Iterator[tuple[int, int]]:
         """(first element, elements) of every chunk; none for an empty tensor."""
-        for first in range(0, count, self.elements):
+        for first in range(elements.start, elements.stop, self.elements):
             if self.stopped():
                 raise KeyboardInterrupt
-            yield first, min(self.elements, count - first)
+            yield first, min(self.elements, elements.stop - first)
 
-    def _kernel(
-        self, tensor: PlannedTensor, values: Tensors, out: torch.Tensor | None, first: int, stats: Any
-    ) -> torch.Tensor:
+    def _kernel(self, part: _Part, values: Tensors, out: torch.Tensor | None, first: int, stats: Any) -> torch.Tensor:
         """The method's function on numbers of which the first one is element `first` of the tensor."""
-        given: dict[str, Any] = {"stats": stats} if self.prepare else {}
-        if self.wants_chunk:
-            given["chunk"] = Chunk(tensor.name, first)
-        return self.kernel(values, tensor.ratio, out, **given)
+        given: dict[str, Any] = {"stats": stats} if part.method.prepare else {}
+        if part.method.wants_chunk:
+            given["chunk"] = Chunk(part.tensor.name, first)
+        merged: torch.Tensor = part.method.kernel(values, part.tensor.ratio, out, **given)
+        return merged
 
-    def _prepared(self, tensor: PlannedTensor, sources: list[_Source]) -> Any:
+    def _prepared(self, part: _Part, sources: list[_Source]) -> Any:
         """What the method finds out about the whole tensor, from its numbers in the dtype it is merged in, block by block."""
-        if self.prepare is None:
+        tensor, prepare = part.tensor, part.method.prepare
+        if prepare is None or tensor.copy_of is not None or not part.elements:
             return None
-        slot, count = self.slots[0], math.prod(tensor.shape)
+        slot = self.slots[0]
 
         def through(every: int) -> Iterator[Tensors]:
-            for first, n in self._chunks(count):
+            for first, n in self._chunks(part.elements):
                 if self.stream:
                     self.stream.synchronize()  # the last chunk may still be on its way from this memory
                 for source in sources:
@@ -155,7 +154,7 @@ class Worker:
                     yield self._widened(raw, begin, min(taken, begin + self.block), _compute_dtype(tensor))
 
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            stats = self.prepare(Chunks(count, through), tensor.ratio)
+            stats = prepare(Chunks(len(part.elements), through), tensor.ratio)
             if self.stream:
                 self.stream.synchronize()
         return stats
@@ -176,49 +175,46 @@ class Worker:
         self.advance(len(view))
         return view
 
-    def _copies(self, tensor: PlannedTensor, count: int, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
+    def _copies(self, part: _Part, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
         """Chunks of one model, as they are; others are read only to be compared."""
+        tensor = part.tensor
         slot, copied, sources = self.slots[0], tensor.copy_of or "sft", _sources(tensor)
         floating = tensor.dtype not in INTEGER
-        for first, n in self._chunks(count):
+        for first, n in self._chunks(part.elements):
             views = {source.role: self._read(slot, source, first, n, hashes) for source in sources}
             if floating and not self.allow_nonfinite:
-                values = slot.raw[copied].numbers(torch_dtype(tensor.dtype), n)
-                if not _finite(values if values.element_size() > 1 else values.float()):
-                    seen = values.to(torch.float64).masked_fill(self._mask(tensor, values, first), 0)
-                    self._name_nonfinite(tensor, {copied: seen}, first)
+                check_copy(tensor, copied, slot.raw[copied].numbers(torch_dtype(tensor.dtype), n), first, self.files)
             result.differs |= any(view != views[copied] for view in views.values())
             yield views[copied]
 
-    def _merges(self, tensor: PlannedTensor, count: int, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
+    def _merges(self, part: _Part, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
         """Chunks through the kernel; on a GPU one is in flight while the next is read."""
+        tensor = part.tensor
         sources, out_dtype = _sources(tensor), torch_dtype(tensor.dtype)
         is_half = tensor.dtype in HALF and all(entry.dtype == tensor.dtype for entry in tensor.sources.values())
-        merge = self._merge_half if self.takes_half and is_half else self._merge_wide
+        merge = self._merge_half if part.method.takes_half and is_half else self._merge_wide
         waiting: _Chunk | None = None
-        stats = self._prepared(tensor, sources) if tensor.copy_of is None else None
-        for i, (first, n) in enumerate(self._chunks(count)):
+        stats = self._prepared(part, sources)
+        for i, (first, n) in enumerate(self._chunks(part.elements)):
             slot = self.slots[i % len(self.slots)]
             out = slot.out.numbers(out_dtype, n)
             with torch.cuda.stream(self.stream) if self.stream else nullcontext():
                 for source in sources:
                     self._read(slot, source, first, n, hashes)
                 raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
-                screens = merge(tensor, raw, out, first, stats)
+                screens = merge(part, raw, out, first, stats)
                 if self.stream:
                     slot.done.record(self.stream)
             chunk = _Chunk(slot, first, raw, out, screens, stats)
             if self.stream is None:
-                yield self._land(tensor, chunk, result)
+                yield self._land(part, chunk, result)
             elif waiting:
-                yield self._land(tensor, waiting, result)
+                yield self._land(part, waiting, result)
             waiting = chunk
         if self.stream and waiting:
-            yield self._land(tensor, waiting, result)
+            yield self._land(part, waiting, result)
 
-    def _merge_half(
-        self, tensor: PlannedTensor, raw: Tensors, out: torch.Tensor, first: int, stats: Any
-    ) -> list[torch.Tensor]:
+    def _merge_half(self, part: _Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
         """Half precision through a kernel that rounds it itself, in one pass."""
         values, memory = raw, out
         if self.stream:
@@ -226,25 +222,23 @@ class Worker:
                 role: self.numbers[role].numbers(x.dtype, len(x)).copy_(x, non_blocking=True) for role, x in raw.items()
             }
             memory = values[self.last]
-        merged = self._kernel(tensor, values, memory, first, stats)
+        merged = self._kernel(part, values, memory, first, stats)
         if merged is not out:
             out.copy_(merged, non_blocking=True)
         return [merged.sum()]
 
-    def _merge_wide(
-        self, tensor: PlannedTensor, raw: Tensors, out: torch.Tensor, first: int, stats: Any
-    ) -> list[torch.Tensor]:
+    def _merge_wide(self, part: _Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
-        compute = _compute_dtype(tensor)
+        compute, copied = _compute_dtype(part.tensor), part.tensor.copy_of
         may_overflow = out.dtype is not compute
         screens = []
         for begin in range(0, len(out), self.block):
             end = min(len(out), begin + self.block)
             values = self._widened(raw, begin, end, compute)
-            if tensor.copy_of:
-                merged = values[tensor.copy_of]
+            if copied:
+                merged = values[copied]
             else:
-                merged = self._kernel(tensor, values, values[self.last], first + begin, stats)
+                merged = self._kernel(part, values, values[self.last], first + begin, stats)
             narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
             if self.stream:
                 out[begin:end].copy_(narrowed, non_blocking=True)
@@ -253,62 +247,33 @@ class Worker:
                 screens.append(narrowed.float().sum())
         return screens
 
-    def _land(self, tensor: PlannedTensor, chunk: _Chunk, result: TensorResult) -> memoryview:
+    def _land(self, part: _Part, chunk: _Chunk, result: TensorResult) -> memoryview:
         """A computed chunk's bytes, checked."""
+        tensor = part.tensor
         if self.stream:
             chunk.slot.done.synchronize()
         if not all(map(math.isfinite, chunk.screens)):
-            self._check(tensor, chunk.raw, chunk.out, chunk.first)
+            check_merged(tensor, chunk.raw, chunk.out, chunk.first, self.files, allow=self.allow_nonfinite)
         if chunk.first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
             values = {role: numbers[:SAMPLE].to(_compute_dtype(tensor)) for role, numbers in chunk.raw.items()}
-            exact = self._kernel(tensor, values, None, 0, chunk.stats)
+            exact = self._kernel(part, values, None, 0, chunk.stats)
             result.change = float((exact - values["sft"]).abs_().nansum(dtype=torch.float64))
             result.lost = float((chunk.out[:SAMPLE].to(exact.dtype) - exact).abs_().nansum(dtype=torch.float64))
         return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
 
-    def _check(self, tensor: PlannedTensor, raw: Mapping[str, torch.Tensor], out: torch.Tensor, first: int) -> None:
-        """Look closer where the sums were not finite: equal infinities stay, overflow and anything else is an error."""
-        host = {role: chunk.to("cpu", torch.float64) for role, chunk in raw.items()}
-        roles = list(host)
-        equal = torch.ones_like(host[roles[0]], dtype=torch.bool)
-        for role in roles[1:]:
-            equal &= host[role] == host[roles[0]]
-        if len(roles) > 1:
-            out[equal] = host[roles[0]][equal].to(out.dtype)  # inf - inf is NaN, but a mask's -inf is -inf in both
-        if self.allow_nonfinite:
-            return
-        # an infinity of one model is an error; of both, at the same place, a mask
-        masks = equal & host[roles[0]].isinf() if len(roles) > 1 else self._mask(tensor, raw[roles[0]], first)
-        self._name_nonfinite(tensor, {role: chunk.masked_fill(masks, 0) for role, chunk in host.items()}, first)
-        written = out.to(torch.float64).masked_fill(masks, 0)
-        if not written.isfinite().all():
-            at = first + int((~written.isfinite()).nonzero()[0])
-            raise NonFiniteError(
-                f"{tensor.name!r}: a merged value overflows {tensor.dtype} (element {at})",
-                f"choose a wider `output.dtype`, such as {WIDER.get(tensor.dtype, 'bfloat16')}",
-            )
 
-    def _mask(self, tensor: PlannedTensor, values: torch.Tensor, first: int) -> torch.Tensor:
-        """Where a model whose values are taken alone holds an infinity that the other models hold too."""
-        mine = values.to("cpu", torch.float64)
-        mask = mine.isinf()
-        for entry in tensor.others.values():
-            n, width = len(mine), entry.nbytes // math.prod(entry.shape)
-            there = Bytes(n * width)
-            self.files.read(entry.path, there.view, entry.offset + first * width)
-            mask &= there.numbers(torch_dtype(entry.dtype), n).to(torch.float64) == mine
-        return mask if tensor.others else torch.zeros_like(mask)
+class _Part(NamedTuple):
+    """Elements of a tensor that are merged in one way."""
 
-    def _name_nonfinite(self, tensor: PlannedTensor, values: Mapping[str, torch.Tensor], first: int) -> None:
-        for role, chunk in values.items():
-            bad = ~chunk.to(torch.float64).isfinite()
-            if bad.any():
-                at = int(bad.nonzero()[0])
-                file = self.files.named(tensor.sources[role].path)
-                raise NonFiniteError(
-                    f"{file}: {tensor.name!r} of {role} holds {float(chunk[at]):g} (element {first + at})",
-                    "the checkpoint is probably broken; --allow-nonfinite merges it all the same",
-                )
+    tensor: PlannedTensor
+    method: BoundMethod
+    elements: range
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the bytes of one model are written as they are."""
+        copied = self.tensor.copy_of
+        return copied is not None and self.tensor.sources[copied].dtype == self.tensor.dtype
 
 
 class _Slot:
@@ -343,16 +308,11 @@ class _Source(NamedTuple):
 
 
 def _sources(tensor: PlannedTensor) -> list[_Source]:
-    count = max(1, math.prod(tensor.shape))
     return [
-        _Source(role, e.path, e.offset, e.nbytes // count, torch_dtype(e.dtype)) for role, e in tensor.sources.items()
+        _Source(role, e.path, e.offset, e.nbytes // max(1, math.prod(e.shape)), torch_dtype(e.dtype))
+        for role, e in tensor.sources.items()
     ]
 
 
 def _compute_dtype(tensor: PlannedTensor) -> torch.dtype:
     return torch.float64 if WIDE & {entry.dtype for entry in tensor.sources.values()} else torch.float32
-
-
-def _finite(values: torch.Tensor) -> bool:
-    """Whether all are finite, by their sum; a sum that overflowed is looked at closely."""
-    return math.isfinite(values.sum(dtype=torch.float32)) or bool(values.to(torch.float64).isfinite().all())

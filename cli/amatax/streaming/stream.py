@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 import torch
 
 from amatax.errors import AmataxError
-from amatax.methods import kernel as method_kernel
-from amatax.methods import method_needs, method_prepare, takes_half
+from amatax.methods import bind, method_needs
 from amatax.planning.memory import CPU_BLOCK, CPU_ELEMENTS
 from amatax.planning.plan import Plan, PlannedTensor
 from amatax.streaming.buffers import Files
@@ -66,10 +64,7 @@ class Streamer:
         advance: Callable[[int], None] = lambda n: None,
     ) -> None:
         merge = plan.recipe.merge
-        function = (
-            partial(method_kernel(merge.method), **merge.options) if merge.options else method_kernel(merge.method)
-        )
-        prepare = method_prepare(merge.method, merge.options)
+        method = bind(merge.method, merge.options)
         elements = GPU_ELEMENTS if device.type == "cuda" else CPU_ELEMENTS
         largest = max((t.reads // max(1, len(t.sources)) for t in plan.tensors.values()), default=1)
         elements = min(elements, max(1024, largest))  # a small model needs no large buffers
@@ -78,15 +73,13 @@ class Streamer:
         self._stop = threading.Event()
         self._roles = tuple(dict.fromkeys(("sft", *method_needs(merge.method))))
         self._make: Callable[[Files, Sink], Worker] = lambda files, sink: Worker(
-            function,
+            method,
             self._roles,
             elements,
             elements if device.type == "cuda" else CPU_BLOCK,
             device,
             files,
             sink,
-            prepare=prepare,
-            takes_half=takes_half(merge.method),
             sampled=sampled,
             allow_nonfinite=allow_nonfinite,
             advance=advance,
