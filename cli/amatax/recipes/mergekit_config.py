@@ -291,6 +291,8 @@ def _unread(data: dict[str, Any], config: Mergekit) -> Iterator[str]:
     for key in data:
         if key not in KEYS:
             yield f"mergekit reads no `{key}`{_meant(str(key), KEYS)}: it has no effect there, nor here"
+    if data.get("chat_template") == "auto":
+        yield "`chat_template: auto` takes the most common one there; here the chat template comes with the tokenizer"
     known = METHODS[config.method]
     seen: dict[str, None] = {}
     for path in config.origin.lines:

@@ -231,6 +231,6 @@ def notes_on(mergekit: str, pair: Pair, options: Mapping[str, Value], dtype: str
         if options["rescale"]:
             found.append(
                 "rescale: each kept element is divided by its own chance here (the paper): unbiased; mergekit scales all by one factor, "
-                "so large changes come out larger than there were"
+                "so in the mean large changes come out larger, and small ones smaller"
             )
     return found
