@@ -265,6 +265,11 @@ def test_dtype_tokenizer_and_config() -> None:
         (config("breadcrumbs", "weight: 1", "weight: 1", "density: 0.5"), ["breadcrumbs:", "floor"]),
         (SLERP + "parameters: {t: 1}\n", ["slerp:", "perpendicular"]),
         (config("ties", "weight: 1", "weight: 1") + "dtype: bfloat16\n", ["arithmetic:", "in bfloat16", "each step"]),
+        (config("ties", "weight: 1", "weight: 1"), ["sign election:", "rounding decides"]),
+        (
+            config("ties", "weight: 1", "weight: 1").replace("models:\n", "models:\n  - {model: acme/base, parameters: {weight: 1}}\n"),
+            ["the base has no `weight`", "m.yml:4"],
+        ),
         (config(*LINEAR, base=False), ["dtype:", "widest"]),
         (config(*LINEAR, base=False) + "chat_template: auto\n", ["chat template", "auto"]),
     ],
@@ -547,6 +552,17 @@ def test_faults_end_with_2_and_name_the_line(siblings: Path, amatax: Callable[..
     (siblings / "m.yml").write_text(HERE)
     assert "sft has 6" in amatax("import", "m.yml", "--layers", "7").err
     assert amatax("import", "m.yml", "-o", "nowhere/r.yaml").code == 2
+
+
+def test_folders_lead_to_the_same_place_through_a_link(
+    siblings: Path, tmp_path_factory: pytest.TempPathFactory, amatax: Callable[..., Run]
+) -> None:
+    far = tmp_path_factory.mktemp("far") / "deep"
+    far.mkdir()
+    (siblings / "link").symlink_to(far)
+    (siblings / "m.yml").write_text(HERE)
+    assert amatax("import", "m.yml", "-o", "link/r.yaml").code == 0
+    assert load_recipe(siblings / "link" / "r.yaml").models.sft == str((siblings / "sft").resolve())
 
 
 def test_a_folder_that_is_no_checkpoint_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

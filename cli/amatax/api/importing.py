@@ -49,7 +49,9 @@ def import_mergekit(
     imported = to_recipe(config, _known(config, layers), target, sft=sft, rlhf=rlhf)
     if output is not None:
         try:
-            target.write_text(imported.text, encoding="utf-8")
+            fresh = target.with_name(f".{target.name}.unfinished")
+            fresh.write_text(imported.text, encoding="utf-8")
+            fresh.replace(target)
         except OSError as error:
             raise OutputError(
                 f"{target} cannot be written: {error.strerror}", "name a file in a folder that exists"
@@ -66,6 +68,9 @@ def _known(config: Mergekit, layers: int | None) -> Known:
             config.notes.append(f"{folder}: its tensors' names are not known ({error.message})")
             continue
         model = anatomy(found.tensors, found.config)
+        if not model.layers:
+            config.notes.append(f"{folder}: no transformer layers found")
+            continue
         if layers is not None and layers != model.layers:
             raise RecipeError([Fault(f"--layers {layers}: {folder} has {model.layers}", "", "leave it out")])
         tensors = {name: Tensor(place.layer, place.kind) for name, place in model.places.items()}

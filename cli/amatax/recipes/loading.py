@@ -54,7 +54,9 @@ def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
     origin = Origin(file, lines)
     if not faults and not isinstance(data, dict):
         faults = [Fault("a recipe is a mapping with `models` and `merge`", file, "see `amatax recipes quickstart`")]
-    if isinstance(data, dict):
+    elif not faults and "merge_method" in data:
+        faults = [Fault("this is a mergekit configuration", file, f"`amatax import {file}` makes a recipe of it")]
+    elif isinstance(data, dict):
         recipe = None
         try:
             recipe = Recipe.model_validate(data)

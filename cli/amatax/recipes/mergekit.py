@@ -78,7 +78,7 @@ def to_recipe(
         f"# Imported from {Path(config.origin.file).name}, a mergekit configuration of the method {config.method}.\n"
     )
     text = heading + yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
-    return Imported(text, parse_recipe(text, target.name, target.parent), notes)
+    return Imported(text, parse_recipe(text, target.name, target.resolve().parent), notes)
 
 
 def _roles(
@@ -111,7 +111,7 @@ def _reference(config: Mergekit, model: str, target: Path, faults: list[Fault]) 
     if is_folder(path) or Path(path).is_dir():
         if path.startswith(("/", "~")):
             return path
-        relative = os.path.relpath(Path(path).absolute(), target.parent.absolute())
+        relative = os.path.relpath(Path(path).resolve(), target.resolve().parent)
         return relative if relative.startswith("..") else f"./{relative}"
     if path.count("/") > 1 or " " in path or not path:
         message = f"{model!r} is neither a folder here nor a Hub id"

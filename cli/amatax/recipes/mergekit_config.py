@@ -39,9 +39,7 @@ NO_METHOD = {  # mergekit's, and why there is no such recipe
 }
 NO_SUCH = ("arcee_fusion", "karcher", "multislerp", "nearswap", "ram", "ramplus_tl", "sce")
 YAML_HINT = "look at that line"
-LORA_HINT = (
-    "in a recipe an adapter is written as {model: ..., adapter: ...}; import the merge of the full models and add it"
-)
+LORA_HINT = "write the model without it here, and the adapter into the recipe: `rlhf: {model: ..., adapter: ...}`"
 
 
 @dataclass(frozen=True)
@@ -293,6 +291,11 @@ def _unread(data: dict[str, Any], config: Mergekit) -> Iterator[str]:
             yield f"mergekit reads no `{key}`{_meant(str(key), KEYS)}: it has no effect there, nor here"
     if data.get("chat_template") == "auto":
         yield "`chat_template: auto` takes the most common one there; here the chat template comes with the tokenizer"
+    for part in config.slices:
+        if "normalize" in METHODS[config.method].shared and config.method != "linear" and config.base in part.models:
+            for name in part.models[config.base].settings:
+                where = config.where(*part.models[config.base].at, name)
+                yield f"the base has no `{name}`: {where} has no effect in mergekit, nor here"
     known = METHODS[config.method]
     seen: dict[str, None] = {}
     for path in config.origin.lines:

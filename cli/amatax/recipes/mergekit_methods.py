@@ -206,6 +206,8 @@ def notes_on(mergekit: str, pair: Pair, options: Mapping[str, Value], dtype: str
         found.append("slerp: a tensor of zeros is averaged here, and taken as perpendicular by mergekit")
     if pair.alone:
         found.append("one tuned model: the base stands in for SFT, and what SFT changed is zero")
+    elif METHODS[mergekit].elects:
+        found.append("sign election: where both weighted changes cancel out, rounding decides, here and there")
     if mergekit == "ties" and density < 1:
         found.append(
             "ties: floor(density x n) elements stay, as the density is written; mergekit rounds the product in floating point and "
