@@ -353,6 +353,11 @@ LIKE = "merge_method: linear\nparameters: {{weight: 1}}\nslices: [{}]\n"
         (SLERP + "parameters: {t: 0.5}\n".replace("t:", "u:"), ["no `t`"]),
         (SLERP.replace("]", ", {model: acme/third}]") + "parameters: {t: 1}\n", ["not 3"]),
         (
+            "merge_method: slerp\nbase_model: acme/sft\nparameters: {t: 0.5}\nslices: ["
+            + f"{SLICE.format([0, 3], [0, 3])}, {SLICE.format([3, 6], [3, 6]).replace('rlhf', 'third')}]\n",
+            ["3 models", "acme/third"],
+        ),
+        (
             "merge_method: ties\nbase_model: a/b\nparameters: {weight: 1}\nslices: [" + SLICE.format([0, 6], [0, 6]) + "]\n",
             ["'a/b' is not among the slice's sources"],
         ),
@@ -401,6 +406,14 @@ def test_filters_in_another_order_for_each_model() -> None:
         "blocks": [4 / 7],
         "overrides": [{"match": "*mlp*", "ratio": 0.5}, {"match": "*proj*", "ratio": 2 / 3}],
     }
+
+
+def test_many_filters_need_a_known_model() -> None:
+    choices = ", ".join(f"{{filter: q{i}_proj, value: 0.1}}" for i in range(9))
+    text = SLERP + f"parameters: {{t: [{choices}, {{value: 0.5}}]}}\n"
+    with pytest.raises(RecipeError, match="9 filters"):
+        imported(text)
+    assert merge_of(text, KNOWN)["ratios"] == 0.5
 
 
 def test_roles_that_are_not_there() -> None:

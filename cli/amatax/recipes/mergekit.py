@@ -16,7 +16,7 @@ from amatax.recipes.loading import parse_recipe
 from amatax.recipes.mergekit_config import Mergekit, parse_mergekit
 from amatax.recipes.mergekit_methods import Pair, notes_on
 from amatax.recipes.mergekit_parameters import filters
-from amatax.recipes.mergekit_ratios import Tensor, kinds, write_ratios
+from amatax.recipes.mergekit_ratios import MOST_FILTERS, Tensor, kinds, write_ratios
 from amatax.recipes.mergekit_table import Known, all_places, blend_all, choose_pair, count_layers, read_values
 from amatax.recipes.schema import Recipe, is_folder
 
@@ -52,6 +52,10 @@ def to_recipe(
     """
     layers = count_layers(config, known)
     wanted = filters(config.scopes)
+    if len(wanted) > MOST_FILTERS and known.tensors is None:
+        message = f"{len(wanted)} filters, and the names of the model's tensors are not known"
+        hint = f"have the model in a folder, or write at most {MOST_FILTERS}"
+        raise RecipeError([Fault(message, config.where("parameters"), hint)])
     table = read_values(config, kinds(wanted, all_places(layers), known.tensors), layers)
     pair = choose_pair(config, table, sft, rlhf)
     method, blends = blend_all(config, pair, table)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from amatax.errors import Fault
 
 BEFORE, AFTER = -1, -2  # places outside the layers
-MOST_FILTERS = 12
+MOST_FILTERS = 8  # of a model whose names are not known: everything that they can fit together is looked at
 Fitting = frozenset[str]  # the filters that a tensor's name fits
 ByPlace = Mapping[int, Fraction]
 

@@ -132,7 +132,7 @@ def choose_pair(
     elif len(listed) > 2:
         every = [v.each for by_place in table.values() for v in by_place.values()]
         listed = [m for m in listed if any(each.get(m, {}).get("weight") for each in every)]
-    if len(listed) > 2 and config.method != "slerp":
+    if len(listed) > 2 and not (config.method == "slerp" and faults):
         message = f"{len(listed)} models are merged ({', '.join(listed)}), and a recipe merges two"
         faults.append(
             Fault(message, config.where("models" if config.slices[0].layers is None else "slices"), BOTH_HINT)
