@@ -376,6 +376,9 @@ def test_all_faults_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         imported(text)
     assert len(caught.value.faults) == 4
+    with pytest.raises(RecipeError) as caught:
+        imported(config("dare_ties", "weight: 1, density: 0.5", "weight: 1, density: 0.7"))
+    assert len(caught.value.faults) == 2
 
 
 def test_more_than_two_models_are_refused_but_for_those_without_weight() -> None:

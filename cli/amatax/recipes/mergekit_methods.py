@@ -95,7 +95,7 @@ def blend(mergekit: str, pair: Pair, base: str | None, shared: Shared, each: Eac
         each: by model, those of the parameters that are looked up for each; a model that is not there has no part in the tensor.
 
     Raises:
-        Unsayable: if no recipe says that.
+        Unsayable, or a group of them: if no recipe says that.
     """
     if mergekit == "slerp":
         t = Fraction(shared["t"])
@@ -104,15 +104,24 @@ def blend(mergekit: str, pair: Pair, base: str | None, shared: Shared, each: Eac
     if mergekit == "linear":
         return Blend(_linear(v, w, bool(shared["normalize"])))
     method = method_of(mergekit, pair)
-    ratio, scale = _delta(METHODS[mergekit].elects, method, pair.alone, v, w, shared)
     changes = [own for model, own in each.items() if model != base]
     taking_part = [own for own in changes if own["weight"]] or changes
-    options: dict[str, Value] = {"scale": scale}
+    options: dict[str, Value] = {}
+    wrong = []
+    try:
+        ratio, options["scale"] = _delta(METHODS[mergekit].elects, method, pair.alone, v, w, shared)
+    except Unsayable as why:
+        wrong.append(why)
     for name in OPTIONS[method]:
-        if name in ("density", "gamma", "epsilon"):
-            options[name] = _one_of(name, [Fraction(own[name]) for own in taking_part])
-        elif name == "rescale":
-            options[name] = bool(shared[name])
+        try:
+            if name in ("density", "gamma", "epsilon"):
+                options[name] = _one_of(name, [Fraction(own[name]) for own in taking_part])
+            elif name == "rescale":
+                options[name] = bool(shared[name])
+        except Unsayable as why:
+            wrong.append(why)
+    if wrong:
+        raise ExceptionGroup("no recipe says this", wrong)
     _check_drops(mergekit, options, shared)
     return Blend(ratio, tuple((name, options[name]) for name in OPTIONS[method]))
 

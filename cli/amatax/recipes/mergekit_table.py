@@ -173,8 +173,10 @@ def blend_all(
         for p, values in by_place.items():
             try:
                 found[fits][p] = blend(config.method, pair, config.base, *values)
-            except Unsayable as why:
-                wrong.setdefault((why.parameter, why.message, why.hint), []).append(p)
+            except* Unsayable as group:
+                for why in group.exceptions:
+                    assert isinstance(why, Unsayable)
+                    wrong.setdefault((why.parameter, why.message, why.hint), []).append(p)
     everywhere = {p for by_place in table.values() for p in by_place}
     faults = []
     for (parameter, message, hint), places in wrong.items():
