@@ -16,7 +16,7 @@ from tests.conftest import Run
 
 def test_help_and_version(amatax: Callable[..., Run]) -> None:
     assert amatax("--version").out.startswith("amatax ")
-    for command in ("merge", "inspect", "verify", "check", "recipes", "schema", "methods"):
+    for command in ("merge", "inspect", "verify", "check", "import", "recipes", "schema", "methods"):
         assert command in amatax("--help").out
         assert amatax(command, "--help").code == 0
 

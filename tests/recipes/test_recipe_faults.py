@@ -24,6 +24,7 @@ def faults(text: str) -> list[str]:
     [
         ("", ["r.yaml", "empty"]),
         ("- 1\n", ["mapping"]),
+        ("merge_method: linear\nmodels: []\n", ["mergekit configuration", "amatax import r.yaml"]),
         ("models: {sft: ./a}\n", ["r.yaml:1 (models.rlhf)", "needed"]),
         (MODELS + "merge: {ratio: 0.4}\n", ["r.yaml:2 (merge.ratio)", "unknown key", "`ratios`"]),
         (MODELS + "merge:\n  ratios: [0.4, high]\n", ["r.yaml:3 (merge.ratios[1])", "'high'"]),

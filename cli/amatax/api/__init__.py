@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from amatax.api.common import Watcher
 from amatax.api.fitting import distill, fit_ratios
+from amatax.api.importing import import_mergekit
 from amatax.api.looking import Inspection, difference, inspect
 from amatax.api.merging import MergeResult, merge, verify
 from amatax.api.planning import plan
@@ -18,6 +19,7 @@ __all__ = [
     "difference",
     "distill",
     "fit_ratios",
+    "import_mergekit",
     "inspect",
     "load_recipe",
     "merge",

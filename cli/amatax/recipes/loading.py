@@ -50,11 +50,13 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
 def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
     """Parse a recipe's text; `file` is for messages, `folder` is what model folders are relative to."""
-    data, lines, faults = _read_yaml(text, file)
+    data, lines, faults = read_yaml(text, file)
     origin = Origin(file, lines)
     if not faults and not isinstance(data, dict):
         faults = [Fault("a recipe is a mapping with `models` and `merge`", file, "see `amatax recipes quickstart`")]
-    if isinstance(data, dict):
+    elif not faults and "merge_method" in data:
+        faults = [Fault("this is a mergekit configuration", file, f"`amatax import {file}` makes a recipe of it")]
+    elif isinstance(data, dict):
         recipe = None
         try:
             recipe = Recipe.model_validate(data)
@@ -91,7 +93,7 @@ def _absolute(model: str, folder: Path) -> str:
     return os.path.normpath(folder / expand_home(model)) if is_folder(model) else model
 
 
-def _read_yaml(text: str, file: str) -> tuple[Any, dict[Path_, int], list[Fault]]:
+def read_yaml(text: str, file: str, hint: str = YAML_HINT) -> tuple[Any, dict[Path_, int], list[Fault]]:
     """The data, the line of every key, and the faults of the YAML itself (syntax, duplicate keys)."""
     lines: dict[Path_, int] = {}
     faults: list[Fault] = []
@@ -100,7 +102,7 @@ def _read_yaml(text: str, file: str) -> tuple[Any, dict[Path_, int], list[Fault]
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
-            return None, lines, [Fault("the recipe is empty", file, "see `amatax recipes quickstart`")]
+            return None, lines, [Fault("the file is empty", file, hint)]
         for count, (path, line, duplicate) in enumerate(_walk(node, ())):
             if count > MOST_KEYS:
                 raise ValueError("aliases of aliases: too many values")
@@ -112,9 +114,9 @@ def _read_yaml(text: str, file: str) -> tuple[Any, dict[Path_, int], list[Fault]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        return None, lines, [Fault(f"not valid YAML: {error.problem or error.context}", where, YAML_HINT)]
+        return None, lines, [Fault(f"not valid YAML: {error.problem or error.context}", where, hint)]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return None, lines, [Fault(f"not valid YAML: {' '.join(str(error).split())}", file, YAML_HINT)]
+        return None, lines, [Fault(f"not valid YAML: {' '.join(str(error).split())}", file, hint)]
     finally:
         if loader is not None:
             loader.dispose()
@@ -145,7 +147,7 @@ def _schema_faults(error: ValidationError, origin: Origin, within: Path_ = (), u
             continue  # the other members of a union say the same again
         message, hint = item["msg"], ""
         if item["type"] == "extra_forbidden":
-            message, hint = "unknown key", _nearest(str(path[-1]), _keys_at(path[:-1]))
+            message, hint = "unknown key", nearest(str(path[-1]), _keys_at(path[:-1]))
         elif item["type"] == "missing":
             message, hint = "this key is needed", f"add `{path[-1]}:`"
         elif path and path[-1] in ("layers",):
@@ -154,7 +156,7 @@ def _schema_faults(error: ValidationError, origin: Origin, within: Path_ = (), u
         elif isinstance(item.get("input"), str | int | float | bool) or item.get("input") is None:
             message = f"{message[0].lower()}{message[1:]}, not {item.get('input')!r}"
             allowed = re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
-            hint = _meant(item.get("input")) or _nearest(str(item.get("input")), allowed)
+            hint = _meant(item.get("input")) or nearest(str(item.get("input")), allowed)
         else:
             message = f"{message[0].lower()}{message[1:]}"
         faults[path] = Fault(message, origin.where(path), hint or usual)
@@ -203,7 +205,8 @@ def _keys_at(path: Path_) -> list[str]:
     return list(home.model_fields) if home else []
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: list[str]) -> str:
+    """A hint: the known word that was meant, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean `{close[0]}`?"
@@ -231,7 +234,7 @@ def _method_faults(merge: Any, models: Any, origin: Origin) -> Iterator[Fault]:
         return
     if method not in method_names():
         yield Fault(
-            f"there is no method {method!r}", origin.where(("merge", "method")), _nearest(method, method_names())
+            f"there is no method {method!r}", origin.where(("merge", "method")), nearest(method, method_names())
         )
         return
     try:
@@ -246,7 +249,7 @@ def _method_faults(merge: Any, models: Any, origin: Origin) -> Iterator[Fault]:
     known = [*schema.Merge.model_fields, *method_options(method)]
     for key in merge:
         if isinstance(key, str) and key not in known:
-            yield Fault("unknown key", origin.where(("merge", key)), _nearest(key, known))
+            yield Fault("unknown key", origin.where(("merge", key)), nearest(key, known))
     options = {key: value for key, value in merge.items() if key in method_options(method)}
     try:
         checked = options_model(method).model_validate(options)
