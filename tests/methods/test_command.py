@@ -13,32 +13,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from amatax.methods import kernel
-from tests.conftest import Run, run_amatax, save_siblings, tiny_llama
+from tests.conftest import Run, run_amatax
+from tests.methods.family import OPTIONS, recipe, tensors
 from tests.methods.whole import merge
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "task_arithmetic": {"scale": 0.8},
-    "ties": {"density": 0.3},
-    "dare": {"density": 0.4, "seed": 5},
-    "dare_ties": {"density": 0.4, "rescale": False},
-    "della": {"density": 0.5, "epsilon": 0.25},
-    "breadcrumbs": {"density": 0.7, "gamma": 0.1},
-    "slerp": {},
-}
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
-
-
-def recipe(folder: Path, at: Path, method: str, ratios: Any = 0.4, **output: Any) -> Path:
-    models = {role: str(folder / role) for role in ("base", "sft", "rlhf")}
-    data = {"models": models, "merge": {"method": method, "ratios": ratios, **OPTIONS[method]}, "output": output}
-    (at / f"{method}.yaml").write_text(yaml.safe_dump(data))
-    return at / f"{method}.yaml"
 
 
 @pytest.mark.parametrize("method", sorted(OPTIONS))
@@ -105,21 +85,6 @@ def test_a_base_with_another_vocabulary(family_of_three: Path, tmp_path: Path, m
     assert len(list((tmp_path / "other").glob("*.safetensors"))) > 1
     assert all(torch.equal(again[name], found[name]) for name in found)
     assert run_amatax("verify", tmp_path / "other").code == 0
-
-
-@pytest.fixture(scope="module")
-def family_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """bfloat16 siblings with small changes from one base; some tensors take several chunks."""
-    folder = tmp_path_factory.mktemp("methods")
-    save_siblings(folder, tiny_llama(hidden_size=256, intermediate_size=1200, vocab_size=2000))
-    shutil.copytree(folder / "sft", folder / "base")
-    draws = torch.Generator().manual_seed(9)
-    moved = {
-        name: t + (torch.randn(t.shape, generator=draws) * 1e-2).to(t.dtype)
-        for name, t in tensors(folder / "sft").items()
-    }
-    save_file(moved, folder / "base" / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 def faults(folder: Path, **merge: Any) -> Run:

@@ -71,7 +71,7 @@ def merge(
     Args:
         recipe: a Recipe, a YAML file, or a mapping.
         output: the folder to write; wins over the recipe's output.path.
-        device: cpu, cuda, cuda:N, or auto.
+        device: cpu, cuda, cuda:N, several GPUs as cuda:0,cuda:1, or auto.
         threads: workers; the cores of this process by default.
         overwrite: replace another model in the output folder.
         allow_nonfinite: merge NaN and infinities as they come.
@@ -214,9 +214,9 @@ def _streamer(
 ) -> Callable[[], Streamer]:
     """torch is imported here, after everything that can go wrong without it has gone right."""
     with importing_torch():
-        from amatax.streaming.stream import Streamer, pick_device
+        from amatax.streaming.stream import Streamer, pick_devices
 
-    where = pick_device(device)
+    where = pick_devices(device)
     count = threads or default_threads()
     return lambda: Streamer(planned, where, count, allow_nonfinite=allow_nonfinite, advance=watcher.advance)
 

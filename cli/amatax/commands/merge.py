@@ -40,7 +40,9 @@ def run(
         "--fit",
         help="First fit the ratios to the recipe's `fit.data` or `fit.prompts`, into OUTPUT.fitted.yaml.",
     ),
-    device: str = typer.Option("cpu", help="Where to compute: cpu, cuda, cuda:N, or auto."),
+    device: str = typer.Option(
+        "cpu", help="Where to compute: cpu, cuda, cuda:N, several GPUs (cuda:0,cuda:1), or auto."
+    ),
     threads: int = typer.Option(0, help="Workers; 0 is one for each core.", min=0, show_default=False),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace another model in the output folder."),
     allow_nonfinite: bool = typer.Option(False, "--allow-nonfinite", help="Merge NaN and infinities as they come."),

@@ -27,6 +27,7 @@ Hashes = dict[str, xxhash.xxh3_128]
 Sink = Callable[[PlannedTensor, int, memoryview], None]  # (tensor, first byte within the tensor, its next bytes)
 HALF = {"F16", "BF16"}
 WIDE = {"F32", "F64"}
+LEAST = 1 << 15  # elements of a chunk; with less, a device without memory is given up
 SAMPLE = 1 << 14  # elements of a sampled tensor in which the rounding of the output dtype is measured
 
 
@@ -75,24 +76,38 @@ class Worker:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.method, self.elements, self.device, self.files, self.sink = method, elements, device, files, sink
-        self.sampled, self.block = sampled, min(block, elements)
+        self.sampled, self.block, self.roles = sampled, min(block, elements), roles
         self.allow_nonfinite, self.advance, self.stopped = allow_nonfinite, advance, stopped
-        on_gpu = device.type == "cuda"
-        self.stream = torch.cuda.Stream(device) if on_gpu else None
-        depth = 2 if on_gpu else 1  # on a GPU the next chunk is read while this one is copied and merged
-        self.slots = [_Slot(roles, elements, pinned=on_gpu) for _ in range(depth)]
-        self.last = roles[-1]
-        self.numbers = {role: Numbers(self.block * 8, device) for role in roles}
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._allocate()
+
+    def _allocate(self) -> None:
+        depth = 2 if self.stream else 1  # on a GPU the next chunk is read while this one is copied and merged
+        self.slots = [_Slot(self.roles, self.elements, pinned=bool(self.stream)) for _ in range(depth)]
+        self.numbers = {role: Numbers(self.block * 8, self.device) for role in self.roles}
 
     def run(self, tensor: PlannedTensor) -> TensorResult:
-        """Stream one tensor to the sink.
+        """Stream one tensor to the sink; again, in smaller chunks, if the device runs out of memory.
 
         Raises:
             NonFiniteError: for NaN, infinity (but equal ones) or overflow, unless allowed.
             InputChangedError: if a file has become shorter.
+            torch.OutOfMemoryError: if there is no room even for small chunks.
         """
-        with torch.inference_mode():
-            return self._run(tensor)
+        while True:
+            try:
+                with torch.inference_mode():
+                    return self._run(tensor)
+            except torch.OutOfMemoryError:
+                if self.elements <= LEAST:
+                    raise
+            self.elements //= 4
+            self.block = min(self.block, self.elements)
+            self.slots, self.numbers = [], {}
+            if self.stream:
+                self.stream.synchronize()
+                torch.cuda.empty_cache()
+            self._allocate()
 
     def _run(self, tensor: PlannedTensor) -> TensorResult:
         result = TensorResult()
@@ -221,7 +236,7 @@ class Worker:
             values = {
                 role: self.numbers[role].numbers(x.dtype, len(x)).copy_(x, non_blocking=True) for role, x in raw.items()
             }
-            memory = values[self.last]
+            memory = values[self.roles[-1]]
         merged = self._kernel(part, values, memory, first, stats)
         if merged is not out:
             out.copy_(merged, non_blocking=True)
@@ -238,7 +253,7 @@ class Worker:
             if copied:
                 merged = values[copied]
             else:
-                merged = self._kernel(part, values, values[self.last], first + begin, stats)
+                merged = self._kernel(part, values, values[self.roles[-1]], first + begin, stats)
             narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
             if self.stream:
                 out[begin:end].copy_(narrowed, non_blocking=True)

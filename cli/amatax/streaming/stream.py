@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -43,12 +43,24 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
+def pick_devices(names: str) -> list[torch.device]:
+    """One device, or several GPUs: 'cuda:0,cuda:1'.
+
+    Raises:
+        AmataxError: if one is not there, or the CPU is among several.
+    """
+    found = list(dict.fromkeys(pick_device(name.strip()) for name in names.split(",")))
+    if len(found) > 1 and any(device.type == "cpu" for device in found):
+        raise AmataxError(f"--device {names}: the CPU beside others", "name GPUs alone, such as cuda:0,cuda:1")
+    return found
+
+
 class Streamer:
     """Workers that live as long as a merge, so that their buffers are allocated once.
 
     Args:
         plan: what is merged.
-        device: where the kernel runs.
+        devices: where the kernel runs: one, or several GPUs that share the tensors.
         threads: workers; each has buffers of its own.
         allow_nonfinite: NaN and infinities pass.
         advance: called with the bytes read, from any thread.
@@ -57,7 +69,7 @@ class Streamer:
     def __init__(
         self,
         plan: Plan,
-        device: torch.device,
+        devices: Sequence[torch.device],
         threads: int,
         *,
         allow_nonfinite: bool = False,
@@ -65,18 +77,19 @@ class Streamer:
     ) -> None:
         merge = plan.recipe.merge
         method = bind(merge.method, merge.options)
-        elements = GPU_ELEMENTS if device.type == "cuda" else CPU_ELEMENTS
+        on_gpu = devices[0].type == "cuda"
+        elements = GPU_ELEMENTS if on_gpu else CPU_ELEMENTS
         largest = max((t.reads // max(1, len(t.sources)) for t in plan.tensors.values()), default=1)
         elements = min(elements, max(1024, largest))  # a small model needs no large buffers
         names = list(plan.tensors)
         sampled = frozenset(names[:: max(1, len(names) // SAMPLED_TENSORS)])
         self._stop = threading.Event()
         self._roles = tuple(dict.fromkeys(("sft", *method_needs(merge.method))))
-        self._make: Callable[[Files, Sink], Worker] = lambda files, sink: Worker(
+        self._make: Callable[[torch.device, Files, Sink], Worker] = lambda device, files, sink: Worker(
             method,
             self._roles,
             elements,
-            elements if device.type == "cuda" else CPU_BLOCK,
+            elements if on_gpu else CPU_BLOCK,
             device,
             files,
             sink,
@@ -87,7 +100,8 @@ class Streamer:
         )
         far = any(checkpoint.remote is not None for checkpoint in plan.checkpoints.values())
         self._files: Callable[[], Files] = (lambda: _remote(plan)) if far else Files
-        self._threads = max(1, min(threads, MOST_GPU_WORKERS) if device.type == "cuda" else threads)
+        most = MOST_GPU_WORKERS * len(devices) if on_gpu else threads
+        self._devices, self._threads = devices, max(len(devices), min(threads, most))
         self._workers: list[Worker] = []
 
     def run(
@@ -128,9 +142,12 @@ class Streamer:
         with self._files() as files:
             try:
                 while len(self._workers) < self._threads:
-                    self._workers.append(self._make(files, sink))
+                    device = self._devices[len(self._workers) % len(self._devices)]
+                    self._workers.append(self._make(device, files, sink))
             except torch.OutOfMemoryError as error:
-                raise _no_memory(error) from None
+                if not self._workers:
+                    raise _no_memory(error) from None
+                self._threads = len(self._workers)  # those that found room do it alone
             for worker in self._workers:
                 worker.files, worker.sink = files, sink
             threads = [
