@@ -69,6 +69,12 @@ def test_schema_is_a_json_schema_that_knows_every_key(amatax: Callable[..., Run]
     assert {"blocks", "head", "embeddings", "norms", "other", "overrides"} == set(
         schema["$defs"]["Ratios"]["properties"]
     )
+    merge = schema["$defs"]["Merge"]
+    assert {"method", "ratios", "vocabulary", "density", "gamma", "epsilon", "scale", "seed"} < set(merge["properties"])
+    assert merge["properties"]["density"]["maximum"] == 1
+    assert "ties (default 0.5)" in merge["properties"]["density"]["description"]
+    assert {"average", "ties"} < set(merge["properties"]["method"]["enum"])
+    assert merge["additionalProperties"] is False
 
 
 def test_methods(amatax: Callable[..., Run]) -> None:
