@@ -13,7 +13,10 @@ import pytest
 import yaml
 
 from tests.conftest import run_amatax
+from tests.faults.breaking import snapshot
+from tests.fitting.conftest import FAMILY
 from tests.fitting.test_fit import RECIPE
+from tests.ranked import each_rank
 
 COMMAND = ["fit-ratios", str(RECIPE), "--data", "few.jsonl", "--blocks", "2", "--batch-tokens", "400", "--json"]
 
@@ -68,13 +71,14 @@ from amatax.fitting.libraries import import_libraries
 import_libraries()
 from amatax.fitting.likelihood import measure
 from amatax.fitting.merged_model import load_merged_model
-from amatax.fitting.ranks import joined, rank_and_world
+from amatax.fitting.ranks import joined
 from amatax.fitting.records import read_records
 from amatax.fitting.samples import tokenize
 from amatax.fitting.tokens import open_tokenizer
 from amatax.fitting.variables import choose_variables, tensor_groups
 from amatax.planning.plan import make_plan
 from amatax.recipes.loading import load_recipe
+from amatax.streaming.ranks import rank_and_world
 
 plan = make_plan(load_recipe(sys.argv[1]))
 variables = choose_variables(plan.ratios, plan.model, 3, groups=True, free_head=True, weigh_by_layers=False)
@@ -121,3 +125,24 @@ def test_one_process_cannot_spread(distilled: Path, tmp_path: Path) -> None:
     assert done.code == 2
     assert "--shard needs several processes" in done.err
     assert "torchrun" in done.err
+
+
+def test_two_processes_fit_and_then_merge(distilled: Path, tmp_path: Path) -> None:
+    """`merge --fit`: one report, and what each of them merges has the ratios that were fitted; again, nothing is done."""
+    few(distilled, tmp_path)
+    (tmp_path / "r.yaml").write_text(
+        f"models: {{sft: {FAMILY}/sft, rlhf: {FAMILY}/rlhf}}\noutput: {{max_shard_size: 300KB}}\n"
+        "fit: {alpha: 0.5, blocks: 2, data: few.jsonl, holdout: 0}\n"
+    )
+    for words in ("merged into out", "finished already"):
+        answers = each_rank(
+            tmp_path, 2, "-m", "amatax", "merge", "r.yaml", "out", "--fit", env={"OMP_NUM_THREADS": "1"}
+        )
+        assert [a.code for a in answers] == [0, 0], answers
+        assert answers[0].out.count(words) == 1
+        assert answers[1].out + answers[1].err == ""
+    ratios = yaml.safe_load((tmp_path / "out.fitted.yaml").read_text())["merge"]["ratios"]
+    recorded = yaml.safe_load((tmp_path / "out" / "amatax_recipe.yaml").read_text())["merge"]["ratios"]["blocks"]
+    assert recorded == ratios and sum(ratios) == pytest.approx(1.0, abs=1e-12)
+    assert run_amatax("merge", "out.fitted.yaml", "alone", cwd=tmp_path).code == 0
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "alone")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from amatax.api.common import RecipeSource, Watcher, as_recipe
 from amatax.api.planning import downloaded, planned_from_headers
 from amatax.api.pushing import check_push, push
+from amatax.api.ranks import RanksWatcher, check_same
 from amatax.checkpoints.remote import fetch_side_files
 from amatax.errors import CheckpointError, OutputError
 from amatax.planning.destination import RECIPE, RECORD, State
@@ -20,6 +21,7 @@ from amatax.planning.memory import default_threads
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.loading import load_recipe
 from amatax.streaming.importing import importing_torch
+from amatax.streaming.ranks import Ranks, joined, own_device
 
 if TYPE_CHECKING:
     from amatax.publishing.push import Pushed
@@ -40,7 +42,7 @@ class MergeResult:
         seconds: wall time of the merge, without imports.
         rounded_away: the part of the change from SFT that the output dtype rounded away (of a sample; None if nothing changed).
         notes: the plan's, and what was seen in the tensors.
-        pushed: what is on the Hub, if it was pushed.
+        pushed: what is on the Hub, if it was pushed; the first rank alone knows.
     """
 
     plan: Plan
@@ -68,11 +70,13 @@ def merge(
 ) -> MergeResult:
     """Merge checkpoints into a model folder; a rerun continues an interrupted merge.
 
+    Several processes started by torchrun divide the shards; each of them returns when the folder is whole, or raises the same error.
+
     Args:
         recipe: a Recipe, a YAML file, or a mapping.
         output: the folder to write; wins over the recipe's output.path.
         device: cpu, cuda, cuda:N, several GPUs as cuda:0,cuda:1, or auto.
-        threads: workers; the cores of this process by default.
+        threads: workers; the cores of this process by default, divided by torchrun's processes of this machine.
         overwrite: replace another model in the output folder.
         allow_nonfinite: merge NaN and infinities as they come.
         stream: of Hub models read the tensors over the network, and keep no copy of their weights on the disk.
@@ -83,26 +87,59 @@ def merge(
     Raises:
         AmataxError: see amatax.errors.
     """
-    watcher = watcher or Watcher()
-    known = as_recipe(recipe)
-    if push_to:
-        check_push(known, push_to, **(push_options or {}))
-    planned = planned_from_headers(known, output, overwrite=overwrite, stream=stream, push_to=push_to)
-    folder = planned.output
-    if folder is None:
-        hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
-        raise OutputError("no output folder was named", hint)
-    if planned.found is State.SAME and not overwrite:
-        from amatax.writing.workplace import tidy
+    with joined() as ranks:
+        watcher = watcher or Watcher()
+        result = _merge(
+            ranks,
+            recipe,
+            output,
+            device,
+            threads,
+            overwrite,
+            allow_nonfinite,
+            stream,
+            push_to,
+            push_options or {},
+            RanksWatcher(watcher, ranks) if ranks.world > 1 else watcher,
+        )
+    if push_to and result.pushed is None and ranks.rank == 0:
+        result.pushed = push(result.output, push_to, watcher=watcher, **(push_options or {}))
+    return result
 
-        if _touched_since(planned, folder / RECORD):
-            planned = downloaded(planned, watcher)
-            watcher.say("input files are newer than the output: comparing their checksums")
-            _same_inputs(planned, folder, _streamer(planned, device, threads, allow_nonfinite, watcher)(), watcher)
-        tidy(folder)
-        result = MergeResult(planned, folder, already=True, notes=planned.notes)
-        result.pushed = _pushed(folder, push_to, push_options, watcher)
-        return result
+
+def _merge(
+    ranks: Ranks,
+    recipe: RecipeSource,
+    output: str | PathLike[str] | None,
+    device: str,
+    threads: int | None,
+    overwrite: bool,
+    allow_nonfinite: bool,
+    stream: bool,
+    push_to: str | None,
+    push_options: Mapping[str, Any],
+    watcher: Watcher,
+) -> MergeResult:
+    """By this rank and all others; each makes the same plan, for itself."""
+
+    def begin() -> tuple[Plan, Path]:
+        known = as_recipe(recipe)
+        if push_to and stream and ranks.world > 1:
+            message = "several processes do not send shards to the Hub while they merge (--stream with --push)"
+            raise OutputError(message, "leave --stream away, or merge with one process")
+        if push_to and ranks.rank == 0:
+            check_push(known, push_to, **push_options)
+        planned = planned_from_headers(known, output, overwrite=overwrite, stream=stream, push_to=push_to)
+        if planned.output is None:
+            hint = "add `output: {path: FOLDER}` to the recipe, or name the folder after the recipe"
+            raise OutputError("no output folder was named", hint)
+        return planned, planned.output
+
+    planned, folder = ranks.in_turn(begin)
+    check_same(ranks, planned, overwrite=overwrite, allow_nonfinite=allow_nonfinite, stream=stream)
+    if ranks.from_first(planned.found.value) == State.SAME.value and not overwrite:
+        ranks.first(lambda: _already(planned, folder, device, threads, allow_nonfinite, watcher))
+        return MergeResult(planned, folder, already=True, notes=planned.notes)
 
     shipping = _shipping(planned, push_to, push_options, watcher) if push_to and stream else None
     if shipping is not None and not overwrite and shipping.already():
@@ -111,26 +148,22 @@ def merge(
         discard(planned, folder.resolve())
         shipping.clear()
         return MergeResult(planned, folder, already=True, notes=planned.notes, pushed=shipping.pushed)
-    if stream:
-        fetch_side_files(planned.side_files.values(), planned.checkpoints.values())
-    else:
-        planned = downloaded(planned, watcher, overwrite=overwrite)
-    streamer = _streamer(planned, device, threads, allow_nonfinite, watcher)
+    planned = _fetched(ranks, planned, stream, overwrite, watcher)
+    streamer = ranks.each(lambda: _streamer(planned, own_device(device), threads, allow_nonfinite, watcher))
     from amatax.writing.record import rounded_away
-    from amatax.writing.workplace import Workplace
     from amatax.writing.writer import write_model
 
     started = time.perf_counter()
     kept = 0
 
-    def resumed(work: Workplace) -> None:
+    def resumed(done: Sequence[str], discarded: str) -> None:
         nonlocal kept
-        kept = len(work.done)
-        if work.discarded:
-            watcher.say(work.discarded)
+        kept = len(done)
+        if discarded:
+            watcher.say(discarded)
         elif kept:
             watcher.say(f"continuing: {kept} of {len(planned.shards)} shards are finished")
-        todo = [name for shard in planned.shards if shard.file not in work.done for name in shard.offsets]
+        todo = [name for shard in planned.shards if shard.file not in done for name in shard.offsets]
         watcher.start(sum(planned.tensors[name].reads for name in todo))
 
     entries = write_model(
@@ -141,37 +174,67 @@ def merge(
         resumed=resumed,
         wait=watcher.wait,
         carrier=shipping,
+        ranks=ranks,
     )
-    notes = list(planned.notes)
-    if differing := [name for entry in entries for name in entry["differs"]]:
-        notes.append(
-            f"{len(differing)} integer tensors differ between the models; sft's are kept, first {differing[0]!r}"
-        )
+    seen = None
+    if entries is not None:
+        seen = {"notes": _seen(planned, entries, ranks.world), "rounded_away": rounded_away(entries)}
+    seen = ranks.from_first(seen)
     result = MergeResult(
         planned,
         folder,
         shards_kept=kept,
         seconds=time.perf_counter() - started,
-        rounded_away=rounded_away(entries),
-        notes=notes,
+        rounded_away=seen["rounded_away"],
+        notes=[*planned.notes, *seen["notes"]],
     )
     if shipping is not None:
         shipping.clear()
         result.pushed = shipping.pushed
-    else:
-        result.pushed = _pushed(folder, push_to, push_options, watcher)
     return result
 
 
-def _pushed(folder: Path, repo: str | None, options: Mapping[str, Any] | None, watcher: Watcher) -> Pushed | None:
-    return push(folder, repo, watcher=watcher, **(options or {})) if repo else None
+def _seen(planned: Plan, entries: Sequence[Mapping[str, Any]], world: int) -> list[str]:
+    """What to note after the merge."""
+    notes = []
+    if differing := [name for entry in entries for name in entry["differs"]]:
+        notes.append(
+            f"{len(differing)} integer tensors differ between the models; sft's are kept, first {differing[0]!r}"
+        )
+    if len(planned.shards) < world:
+        notes.append(
+            f"{world} ranks and {len(planned.shards)} shard(s): a rank takes whole shards, and "
+            f"{world - len(planned.shards)} had nothing to do; with a smaller output.max_shard_size all of them help"
+        )
+    return notes
 
 
-def _shipping(planned: Plan, repo: str, options: Mapping[str, Any] | None, watcher: Watcher) -> Shipping:
+def _already(
+    planned: Plan, folder: Path, device: str, threads: int | None, allow_nonfinite: bool, watcher: Watcher
+) -> None:
+    """A finished folder, if it was merged from these very inputs."""
+    from amatax.writing.workplace import tidy
+
+    if _touched_since(planned, folder / RECORD):
+        planned = downloaded(planned, watcher)
+        watcher.say("input files are newer than the output: comparing their checksums")
+        _same_inputs(planned, folder, _streamer(planned, device, threads, allow_nonfinite, watcher)(), watcher)
+    tidy(folder)
+
+
+def _fetched(ranks: Ranks, planned: Plan, stream: bool, overwrite: bool, watcher: Watcher) -> Plan:
+    """The plan with every file here that is read from here."""
+    if stream:
+        ranks.first(lambda: fetch_side_files(planned.side_files.values(), planned.checkpoints.values()))
+        return planned
+    return ranks.in_turn(lambda: downloaded(planned, watcher, overwrite=overwrite))
+
+
+def _shipping(planned: Plan, repo: str, options: Mapping[str, Any], watcher: Watcher) -> Shipping:
     from amatax.publishing.push import PushOptions, check_push
     from amatax.publishing.shipping import Shipping
 
-    wishes = PushOptions(**(options or {}))
+    wishes = PushOptions(**options)
     target = check_push(planned.recipe.models.by_role(), repo, wishes)
     return Shipping(planned, repo, target, wishes, watcher.say)
 

@@ -27,6 +27,7 @@ from amatax.errors import OutputError
 if TYPE_CHECKING:
     from amatax.api import MergeResult
     from amatax.planning.plan import Plan
+    from amatax.streaming.ranks import Ranks
 
 
 def run(
@@ -43,7 +44,12 @@ def run(
     device: str = typer.Option(
         "cpu", help="Where to compute: cpu, cuda, cuda:N, several GPUs (cuda:0,cuda:1), or auto."
     ),
-    threads: int = typer.Option(0, help="Workers; 0 is one for each core.", min=0, show_default=False),
+    threads: int = typer.Option(
+        0,
+        help="Workers; 0 is one for each core (of torchrun's processes: for each core of its share).",
+        min=0,
+        show_default=False,
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace another model in the output folder."),
     allow_nonfinite: bool = typer.Option(False, "--allow-nonfinite", help="Merge NaN and infinities as they come."),
     stream: bool = typer.Option(
@@ -65,68 +71,89 @@ def run(
     """Merge checkpoints as a recipe says, into a model folder ready for the Hub. A rerun continues an interrupted merge."""
     from amatax import api
     from amatax.commands.progress import ProgressWatcher
+    from amatax.commands.ranks import one_voice
     from amatax.recipes.gallery import find_recipe
     from amatax.streaming import importing
+    from amatax.streaming.ranks import rank_and_world
 
-    if quiet or as_json:
+    if quiet or as_json or rank_and_world()[0] > 0:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    file = find_recipe(recipe)
     if fit and dry_run:
         raise typer.BadParameter("the ratios are not known before the fit", param_hint="--dry-run")
     wishes = push_options(private, revision, create_pr, commit_message, token, replace, allow_restricted)
     if not push and any(wishes.values()):
         raise typer.BadParameter("the options of a push need it", param_hint="--push REPO")
-    if push and (fit or dry_run):
-        api.check_push(file, push, **wishes)  # before the fit
-    if fit:
-        file = _fitted(file, output, device, overwrite, push if stream else "", quiet or as_json)
     if dry_run:
+        if rank_and_world()[0] > 0:
+            return
+        file = find_recipe(recipe)
+        if push:
+            api.check_push(file, push, **wishes)
         planned = api.plan(file, output or None, overwrite=overwrite, stream=stream, push_to=push or None)
         if as_json:
             print(json.dumps(plan_json(planned), indent=2))
         elif not quiet:
             print("\n".join(plan_lines(planned, threads, stream)))
         return
-    importing.merges_only = not push
-    with ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
-        result = api.merge(
-            file,
-            output or None,
-            device=device,
-            threads=threads or None,
-            overwrite=overwrite,
-            allow_nonfinite=allow_nonfinite,
-            stream=stream,
-            push_to=push or None,
-            push_options=wishes,
-            watcher=watcher,
-        )
+    importing.merges_only = not (push or fit)
+    with one_voice() as ranks:
+        quiet = quiet or ranks.rank > 0
+        file = ranks.each(lambda: find_recipe(recipe))
+        if len(set(ranks.gather(fit))) > 1:
+            raise OutputError("some of the ranks are to fit first and others not", "give every rank the same command")
+        if fit:
+            if push:
+                ranks.first(lambda: api.check_push(file, push, **wishes))  # before the fit
+            file = _fitted(ranks, file, output, device, overwrite, push if stream else "", quiet or as_json)
+        with ProgressWatcher("merging", quiet=quiet or as_json) as watcher:
+            result = api.merge(
+                file,
+                output or None,
+                device=device,
+                threads=threads or None,
+                overwrite=overwrite,
+                allow_nonfinite=allow_nonfinite,
+                stream=stream,
+                push_to=push or None,
+                push_options=wishes,
+                watcher=watcher,
+            )
+    if ranks.rank > 0:
+        return
     if as_json:
         print(json.dumps(result_json(result), indent=2))
     elif not quiet:
         print("\n".join(result_lines(result)))
 
 
-def _fitted(file: Path, output: str, device: str, overwrite: bool, carried_to: str, quiet: bool) -> Path:
+def _fitted(ranks: Ranks, file: Path, output: str, device: str, overwrite: bool, carried_to: str, quiet: bool) -> Path:
     """The recipe with fitted ratios, beside the folder that will be written; one that is finished is taken as it is."""
     from amatax import api
     from amatax.commands.fit_ratios import report_lines
     from amatax.commands.progress import ProgressWatcher
+    from amatax.streaming.ranks import shown
 
-    recipe = api.load_recipe(file)
-    folder = output or recipe.output.path
-    if not folder:
-        raise OutputError("no output folder was named", "name it after the recipe, or add output.path to the recipe")
-    target = Path(f"{folder.rstrip('/')}.fitted.yaml")
-    if (
-        not target.exists()
-    ):  # whatever is wrong with the merge is found before the fit, at ratios that stand for its own
-        known = recipe.merge.ratios or 0.5
-        merge = recipe.merge.model_copy(update={"ratios": known})
-        wanted = recipe.model_copy(update={"merge": merge})
-        api.plan(wanted, folder, overwrite=overwrite, stream=bool(carried_to), push_to=carried_to or None)
+    def begin() -> Path:
+        recipe = api.load_recipe(file)
+        folder = output or recipe.output.path
+        if not folder:
+            raise OutputError(
+                "no output folder was named", "name it after the recipe, or add output.path to the recipe"
+            )
+        target = Path(f"{folder.rstrip('/')}.fitted.yaml")
+        if (
+            not target.exists()
+        ):  # whatever is wrong with the merge is found before the fit, at ratios that stand for its own
+            merge = recipe.merge.model_copy(update={"ratios": recipe.merge.ratios or 0.5})
+            wanted = recipe.model_copy(update={"merge": merge})
+            api.plan(wanted, folder, overwrite=overwrite, stream=bool(carried_to), push_to=carried_to or None)
+        return target
+
+    target = ranks.in_turn(begin)
     with ProgressWatcher("fitting", quiet=quiet, unit="samples") as watcher:
-        result = api.fit_ratios(file, target, device=device, overwrite=overwrite, watcher=watcher)
+        result = ranks.each(lambda: api.fit_ratios(file, target, device=device, overwrite=overwrite, watcher=watcher))
+    if ranks.rank > 0:
+        shown(target.exists)
     if not quiet:
         for found in result.fits:
             print("\n".join([*report_lines(found)[:-1], ""]))

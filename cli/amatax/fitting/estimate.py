@@ -11,8 +11,8 @@ import transformers
 from amatax.errors import AmataxError
 from amatax.fitting.likelihood import most_tokens
 from amatax.fitting.options import FitOptions
-from amatax.fitting.ranks import own_device, rank_and_world
 from amatax.planning.plan import Plan
+from amatax.streaming.ranks import own_device, rank_and_world
 from amatax.streaming.stream import pick_device
 
 LAYER_WIDTHS, LAYER_INNER = (

@@ -13,7 +13,8 @@ import torch
 from amatax.errors import OutputError
 from amatax.fitting.journal import open_locked, write_all
 from amatax.fitting.likelihood import Measured
-from amatax.fitting.ranks import from_first, rank_and_world
+from amatax.fitting.ranks import from_first
+from amatax.streaming.ranks import rank_and_world
 
 OURS = {"key", "sums", "tokens", "gradient"}
 

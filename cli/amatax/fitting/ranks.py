@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,20 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from amatax.streaming.ranks import rank_and_world
+
 PATIENCE = timedelta(days=7)  # the first process may sample responses while the others wait
-
-
-def rank_and_world() -> tuple[int, int]:
-    """(number of this process, how many there are)."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """The processes that torchrun has started, together; nothing for one process alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if rank_and_world()[1] < 2 or dist.is_initialized():
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -34,13 +28,6 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def own_device(device: str) -> str:
-    """Of several GPUs each process takes its own."""
-    if rank_and_world()[1] > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return device
 
 
 def from_first(value: Any) -> Any:

@@ -16,9 +16,10 @@ PER_TENSOR = 4000  # of plan and record
 
 
 def default_threads() -> int:
-    """The cores this process may use, up to a point."""
+    """The cores this process may use, up to a point; torchrun's processes of one machine share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_THREADS)
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, min(cores // max(1, int(here) if here.isdecimal() else 1), MOST_THREADS))
 
 
 def expected_memory(plan: Plan, threads: int | None = None) -> int:

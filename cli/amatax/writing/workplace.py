@@ -1,11 +1,14 @@
-"""The unfinished folder beside the output: one merge at a time, a journal of finished shards, and the rename that makes it whole."""
+"""The unfinished folder beside the output: one merge at a time, a journal of finished shards, and the rename that makes it whole.
+
+Several processes may work on one merge: the first rank makes the folder ready and whole, the others add shards to it. Each writes a
+journal of its own, as lines appended to one file from several machines may be lost; the next run reads all of them.
+"""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +19,13 @@ from amatax import __version__
 from amatax.errors import OutputError
 from amatax.planning.destination import JOURNAL, WORK, State, state, strangers, unfinished
 from amatax.planning.plan import Plan
+from amatax.streaming.ranks import shown
+from amatax.writing.locks import SHARE, locked, open_when_shown, stands_at
 from amatax.writing.shards import is_whole
 
-LOCK = "lock"
+LOCK = "lock"  # in WORK; held alone, or by every rank of one merge together
+OTHERS = "journal-*.jsonl"  # in WORK: what the ranks after the first have finished
 REPLACED = "replaced"  # in WORK: what stood at the output until the new folder is there
-CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 
 
 class Carrier(Protocol):
@@ -45,29 +50,20 @@ class Workplace:
         discarded: why earlier work was thrown away, if it was.
         begun: the folder is ours to write (and, while no shard is finished, to remove).
         given_up: it is not ours any more; somebody else may work there.
+        whole: it has the output's name.
+        shared: other ranks work there too, perhaps longer than this one.
     """
 
-    def __init__(self, plan: Plan, folder: Path, output: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path, output: Path, lock: int, rank: int = 0) -> None:
         self.folder = folder
-        self._output = output
-        self._journal = folder / WORK / JOURNAL
-        inputs = {
-            role: [
-                [
-                    checkpoint.name_of(f.path),
-                    f.size,
-                    f.header,
-                    *((f.mtime_ns, f.ctime_ns) if checkpoint.commit is None else ()),
-                ]
-                for f in checkpoint.files
-            ]  # a commit's files never change, whenever they were downloaded
-            for role, checkpoint in plan.checkpoints.items()
-        }
+        self._output, self._lock = output, lock
+        self._journal = _journal_of(folder, rank)
+        self.shared = rank > 0
         self._plan = plan
-        self._head = {"amatax": __version__, "identity": plan.identity, "inputs": inputs}
+        self._head = {"amatax": __version__, "identity": plan.identity, "inputs": _inputs_of(plan)}
         self.done: dict[str, dict[str, Any]] = {}
         self.discarded = ""
-        self.begun = self.given_up = False
+        self.begun = self.given_up = self.whole = False
 
     def begin(self, *, overwrite: bool, carrier: Carrier | None = None) -> None:
         """Read the journal; keep what belongs to this very merge, of the same input files, and start over otherwise.
@@ -82,7 +78,7 @@ class Workplace:
         if foreign := strangers(self.folder):  # since the plan: everything else here is about to be removed
             message = f"{self.folder}, where amatax works, holds files that no merge left ({foreign[0]})"
             raise OutputError(message, "move them away, or choose another output folder")
-        head, *entries = _json_lines(self._journal) or [{}]
+        head, entries = self._read()
         replaced, output = self.folder / WORK / REPLACED, self._output
         if head != self._head and replaced.exists() and not output.exists():
             replaced.rename(output)  # a run was killed just before its end: another merge begins with what stood there
@@ -91,9 +87,7 @@ class Workplace:
             self.done = {
                 entry["file"]: entry
                 for entry in entries
-                if isinstance(entry.get("file"), str)
-                and entry["file"] in shards
-                and isinstance(entry.get("tensors"), dict)
+                if entry["file"] in shards and isinstance(entry.get("tensors"), dict)
                 if (carrier is not None and "carried" in entry and carrier.has(entry))
                 or is_whole(self.folder / entry["file"], shards[entry["file"]], entry["tensors"])
             }
@@ -111,7 +105,37 @@ class Workplace:
             if path.name not in self.done and path.name != WORK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.begun = True
-        self._rewrite()  # a line cut off by a crash must not stand before new ones
+        self._write(self._journal, self._head, *self.done.values())  # a line cut off must not stand before new ones
+        for path in (self.folder / WORK).glob(OTHERS):
+            path.unlink()
+
+    def invite(self, world: int) -> str:
+        """Let the other ranks in: a journal for each, and the lock shared with them.
+
+        Returns:
+            What now stands in the lock's file, by which they know that they see this very folder.
+        """
+        self.shared = True
+        for rank in range(1, world):
+            self._write(_journal_of(self.folder, rank), self._head)
+        token = secrets.token_hex(16)
+        os.pwrite(self._lock, token.encode(), 0)
+        os.fsync(self._lock)
+        if not locked(self._lock, alone=False):
+            raise _taken(self._output)
+        return token
+
+    def collect(self) -> None:
+        """Take over what the other ranks have finished.
+
+        Raises:
+            OutputError: if a shard is not in any journal.
+        """
+        entries = shown(self._all_finished) if self.shared else []
+        for entry in entries:
+            self.done.setdefault(entry["file"], entry)
+        if missing := [shard.file for shard in self._plan.shards if shard.file not in self.done]:
+            raise OutputError(f"{self.folder}: another rank has finished {missing[0]}, which does not show here", SHARE)
 
     def finish_shard(self, partial: Path, entry: dict[str, Any]) -> None:
         """Give a shard its final name and write it into the journal."""
@@ -147,7 +171,7 @@ class Workplace:
                 shutil.rmtree(replaced)
             output.rename(replaced)
         self.folder.rename(output)
-        tidy(output)
+        self.whole = True
 
     def discard(self) -> None:
         """Remove the folder, if the work in it was this very merge's."""
@@ -158,12 +182,25 @@ class Workplace:
         with self._journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _rewrite(self) -> None:
-        """The journal with what is believed of it."""
-        fresh = self._journal.with_name(JOURNAL + ".new")
+    def _read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The head of the journal, and what it and the other ranks' journals with the same head say of finished shards."""
+        head, *entries = _json_lines(self._journal) or [{}]
+        for path in sorted((self.folder / WORK).glob(OTHERS)):
+            its, *more = _json_lines(path) or [{}]
+            entries += more if its == head else []
+        return head, [entry for entry in entries if isinstance(entry.get("file"), str)]
+
+    def _all_finished(self) -> list[dict[str, Any]]:
+        """What the journals say, once that is every shard."""
+        entries = self._read()[1]
+        there = {*self.done, *(entry["file"] for entry in entries)}
+        return entries if all(shard.file in there for shard in self._plan.shards) else []
+
+    def _write(self, journal: Path, *lines: dict[str, Any]) -> None:
+        fresh = journal.with_name(journal.name + ".new")
         with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in (self._head, *self.done.values()))
-        fresh.replace(self._journal)
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        fresh.replace(journal)
 
 
 def tidy(output: Path) -> None:
@@ -190,28 +227,70 @@ def workplace(plan: Plan, output: Path) -> Iterator[Workplace]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = lock.exists() and os.path.samestat(lock.stat(), os.fstat(fd))
-        except OSError as error:
-            ours = error.errno in CANNOT_LOCK
-        if not ours:  # held by another, or just renamed away by one that finished
-            hint = "wait for it and run the same command again, or choose another folder"
-            raise OutputError(f"{output}: another merge is writing this folder", hint)
+        # held by another, or just renamed away by one that finished
+        if not (locked(fd, alone=True) and stands_at(lock, fd)):
+            raise _taken(output)
         if plan.found is State.ABSENT and state(output, plan.identity, plan.sizes) is State.SAME:
             shutil.rmtree(folder)  # made by us just now: the other has renamed its own
             raise OutputError(f"{output}: another merge has just finished this folder", "nothing is left to do")
-        work = Workplace(plan, folder, output)
+        work = Workplace(plan, folder, output, fd)
         try:
             yield work
         except BaseException:
-            if work.begun and not work.done:
+            if work.begun and not work.done and not work.shared:
                 shutil.rmtree(folder, ignore_errors=True)  # nothing in it is worth continuing
             raise
         finally:
             work.given_up = True
     finally:
         os.close(fd)
+    if work.whole:
+        tidy(output)  # now that its lock is closed: a network file system keeps the name of an open file
+
+
+@contextmanager
+def shared_workplace(plan: Plan, output: Path, rank: int, token: str) -> Iterator[Workplace]:
+    """The same folder for a rank after the first, when that one has made it ready.
+
+    Args:
+        token: what `invite` returned there.
+
+    Raises:
+        OutputError: if this machine does not see that folder.
+    """
+    folder = unfinished(output)
+    fd = open_when_shown(folder / WORK / LOCK, token)
+    try:
+        if not locked(fd, alone=False):
+            raise _taken(output)
+        yield Workplace(plan, folder, output, fd, rank)
+    finally:
+        os.close(fd)
+
+
+def _inputs_of(plan: Plan) -> dict[str, list[list[Any]]]:
+    """What tells that the input files are still the same ones; a commit's never change, whenever they were downloaded."""
+    return {
+        role: [
+            [
+                checkpoint.name_of(f.path),
+                f.size,
+                f.header,
+                *((f.mtime_ns, f.ctime_ns) if checkpoint.commit is None else ()),
+            ]
+            for f in checkpoint.files
+        ]
+        for role, checkpoint in plan.checkpoints.items()
+    }
+
+
+def _taken(output: Path) -> OutputError:
+    hint = "wait for it and run the same command again, or choose another folder"
+    return OutputError(f"{output}: another merge is writing this folder", hint)
+
+
+def _journal_of(folder: Path, rank: int) -> Path:
+    return folder / WORK / (OTHERS.replace("*", str(rank)) if rank else JOURNAL)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

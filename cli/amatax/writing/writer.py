@@ -1,23 +1,25 @@
-"""A Plan -> a model folder, shard by shard; a rerun continues where the last one stopped."""
+"""A Plan -> a model folder, shard by shard, by one process or several; a rerun continues where the last one stopped."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from amatax.errors import OutputError
+from amatax.planning.layout import Shard
 from amatax.planning.plan import Plan
+from amatax.streaming.ranks import ALONE, Ranks, share_out
 from amatax.streaming.stream import Streamer
 from amatax.writing.card import card
 from amatax.writing.record import shard_entry, write_record
 from amatax.writing.shards import write_shard
 from amatax.writing.side_files import write_side_files
-from amatax.writing.workplace import Carrier, Workplace, workplace
+from amatax.writing.workplace import Carrier, Workplace, shared_workplace, workplace
 
 LOOK = 0.2  # seconds between two looks at a shard that travels
 
@@ -28,47 +30,58 @@ def write_model(
     streamer: Callable[[], Streamer],
     *,
     overwrite: bool = False,
-    resumed: Callable[[Workplace], None] = lambda work: None,
+    resumed: Callable[[Sequence[str], str], None] = lambda done, discarded: None,
     wait: Callable[[], None] = lambda: None,
     carrier: Carrier | None = None,
-) -> list[dict[str, Any]]:
-    """Merge into `<output>.unfinished`, then rename it.
+    ranks: Ranks = ALONE,
+) -> list[dict[str, Any]] | None:
+    """Merge into `<output>.unfinished`, then rename it; several ranks each write some of the shards.
 
     Args:
         plan: what to do.
         output: the folder that will stand there, whole.
         streamer: makes the workers once the folder is ours.
         overwrite: replace what stands at `output`, and unfinished work of another merge.
-        resumed: told what an earlier run left, before the work begins.
+        resumed: told what an earlier run has finished, and why earlier work was thrown away, before the work begins.
         wait: called now and then while the workers are at it.
         carrier: takes each shard as soon as it is finished, and everything else at the end; nothing is left at `output` then.
+            For one process alone.
+        ranks: this process among those that merge.
 
     Returns:
-        A journal entry for each shard, in order.
+        A journal entry for each shard, in order; None on every rank but the first.
 
     Raises:
         OutputError, InputChangedError, NonFiniteError: finished shards are kept for the next run.
     """
     output = output.resolve()
     try:
-        with workplace(plan, output) as work:
-            work.begin(overwrite=overwrite, carrier=carrier)
-            resumed(work)
-            if carrier is not None:
-                work.carry(carrier)
-            _write_shards(work, plan, streamer, wait, carrier)
-            entries = [work.done[shard.file] for shard in plan.shards]
-            write_side_files(plan, work.folder)
-            loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
-            text = card(plan.recipe, plan.ratios, plan.blocks, loaded_by)
-            (work.folder / "README.md").write_text(text, encoding="utf-8")
-            write_record(work.folder, plan, entries)
-            if carrier is not None:
-                carrier.finish(work.folder)
-                shutil.rmtree(work.folder)
-            else:
-                work.make_whole(output, overwrite=overwrite)
-            return entries
+        with ExitStack() as stack:
+
+            def begin() -> tuple[Workplace, str]:
+                work = stack.enter_context(workplace(plan, output))
+                work.begin(overwrite=overwrite, carrier=carrier)
+                return work, work.invite(ranks.world) if ranks.world > 1 else ""
+
+            begun = ranks.first(begin)
+            told = begun and {"token": begun[1], "done": list(begun[0].done), "discarded": begun[0].discarded}
+            told = ranks.from_first(told)
+            resumed(told["done"], told["discarded"])
+            todo = [shard for shard in plan.shards if shard.file not in told["done"]]
+            mine = share_out({shard.file: _work(shard, plan) for shard in todo}, ranks.world)[ranks.rank]
+
+            def write() -> None:
+                with (
+                    nullcontext(begun[0])
+                    if begun
+                    else shared_workplace(plan, output, ranks.rank, told["token"]) as work
+                ):
+                    if carrier is not None:
+                        work.carry(carrier)
+                    _write_shards(work, plan, mine, streamer, wait, carrier)
+
+            ranks.each(write)
+            return ranks.first(lambda: _finish(begun[0], plan, output, overwrite, carrier) if begun else [])
     except OSError as error:
         where = error.filename or output
         raise OutputError(
@@ -76,10 +89,39 @@ def write_model(
         ) from error
 
 
+def _work(shard: Shard, plan: Plan) -> int:
+    """Bytes that are read and written for a shard."""
+    return shard.nbytes + sum(plan.tensors[name].reads for name in shard.offsets)
+
+
+def _finish(
+    work: Workplace, plan: Plan, output: Path, overwrite: bool, carrier: Carrier | None
+) -> list[dict[str, Any]]:
+    """Everything that is no shard, and the folder's name."""
+    work.collect()
+    entries = [work.done[shard.file] for shard in plan.shards]
+    write_side_files(plan, work.folder)
+    loaded_by = plan.checkpoints[plan.recipe.output.config].loaded_by
+    text = card(plan.recipe, plan.ratios, plan.blocks, loaded_by)
+    (work.folder / "README.md").write_text(text, encoding="utf-8")
+    write_record(work.folder, plan, entries)
+    if carrier is not None:
+        carrier.finish(work.folder)
+        shutil.rmtree(work.folder)
+    else:
+        work.make_whole(output, overwrite=overwrite)
+    return entries
+
+
 def _write_shards(
-    work: Workplace, plan: Plan, streamer: Callable[[], Streamer], wait: Callable[[], None], carrier: Carrier | None
+    work: Workplace,
+    plan: Plan,
+    mine: Collection[str],
+    streamer: Callable[[], Streamer],
+    wait: Callable[[], None],
+    carrier: Carrier | None,
 ) -> None:
-    """Those that the journal does not have; with a carrier one travels while the next one is merged, and no third is ever here."""
+    """Those that are this process's to write; with a carrier one travels while the next one is merged, and no third is ever here."""
     workers: Streamer | None = None
     travelling: Future[None] | None = None
 
@@ -96,7 +138,7 @@ def _write_shards(
 
     with _one_thread() as thread:
         for shard in plan.shards:
-            if shard.file in work.done:
+            if shard.file not in mine:
                 continue
             workers = workers or streamer()
             partial = work.folder / f"{shard.file}.partial"
