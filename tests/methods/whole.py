@@ -24,8 +24,8 @@ def merge(
     """The merged tensor, float32 or float64 as the models are; none of these is written to."""
     models = {role: t for role, t in (("base", base), ("sft", sft), ("rlhf", rlhf)) if role in method_needs(method)}
 
-    def through(every: int) -> Iterator[dict[str, torch.Tensor]]:
-        for begin in range(0, len(sft), block):
+    def through(every: int, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        for begin in range(first, len(sft), block):
             yield {role: tensor[begin : begin + block : every].clone() for role, tensor in models.items()}
 
     chunks = Chunks(len(sft), through)

@@ -43,11 +43,16 @@ class Chunks:
     """A whole tensor, chunk by chunk."""
 
     count: int  # its elements
-    through: Callable[[int], Iterator[Mapping[str, Any]]]
+    through: Callable[[int, int], Iterator[Mapping[str, Any]]]
 
-    def __call__(self, every: int = 1) -> Iterator[Mapping[str, Any]]:
-        """Go through it once: role -> its next elements; or, for a sample, one element in so many of them."""
-        return self.through(every)
+    def __call__(self, every: int = 1, first: int = 0) -> Iterator[Mapping[str, Any]]:
+        """Go through it once: role -> its next elements.
+
+        Args:
+            every: for a sample, one element in so many of each chunk.
+            first: the element to begin with.
+        """
+        return self.through(every, first)
 
 
 class BoundMethod(NamedTuple):

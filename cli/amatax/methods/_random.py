@@ -41,15 +41,28 @@ def numbers(chunk: Chunk, length: int, seed: int, device: torch.device) -> tuple
     text = f"{seed}\0{chunk.name}\0{index // WORD}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     start, key = (int.from_bytes(half, "little") for half in (digest[:4], digest[4:]))
-    state = (_indices(length, device) * _signed(ODD)).add_(_signed(start + index * ODD))
-    _mix(state, *MIX[0]).bitwise_xor_(_signed(key))
-    sft = _mix(state, *MIX[1]) >> 1  # the upper bits are the good ones
-    return sft, _mix(state, *MIX[2]).bitwise_right_shift_(1)
+    state = (_indices(length, device) * _word(ODD)).add_(torch.tensor(_signed(start + index * ODD), dtype=torch.int32))
+    other = torch.empty_like(state)
+    _mix(state, other, *MIX[0]).bitwise_xor_(torch.tensor(_signed(key), dtype=torch.int32))
+    _mix(state, other, *MIX[1])
+    sft = state >> _word(1)  # the upper bits are the good ones
+    return sft, _mix(state, other, *MIX[2]).bitwise_right_shift_(_word(1))
 
 
-def _mix(state: torch.Tensor, shift: int, factor: int) -> torch.Tensor:
-    """One round: the upper bits into the lower ones, then a product. In place."""
-    return state.bitwise_xor_((state >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(_signed(factor))
+def _mix(state: torch.Tensor, other: torch.Tensor, shift: int, factor: int) -> torch.Tensor:
+    """One round: the upper bits into the lower ones, then a product. In place; `other` is memory of the same shape."""
+    import torch
+
+    torch.bitwise_right_shift(state, _word(shift), out=other).bitwise_and_(_word((1 << (32 - shift)) - 1))
+    return state.bitwise_xor_(other).mul_(_word(factor))
+
+
+@lru_cache(maxsize=32)
+def _word(number: int) -> torch.Tensor:
+    """A whole number as torch wants it: it would make one of a Python int each time."""
+    import torch
+
+    return torch.tensor(_signed(number), dtype=torch.int32)
 
 
 @lru_cache(maxsize=8)
@@ -69,7 +82,8 @@ def keep(change: torch.Tensor, drawn: torch.Tensor, limits: int | torch.Tensor) 
 
     By arithmetic (the sign of a difference): masks cost torch several times as much.
     """
-    return change.mul_(drawn.sub_(limits).bitwise_right_shift_(31).neg_())
+    limits = _word(limits) if isinstance(limits, int) else limits
+    return change.mul_(drawn.sub_(limits).bitwise_right_shift_(_word(31)).neg_())
 
 
 def drop(

@@ -1,8 +1,8 @@
 """Where the so many largest elements of a change end: found exactly, nothing is sorted, and no buffer grows with the tensor.
 
 A sample tells nearly where. Then one pass counts what is larger and picks out the few elements in between (the idea is that of
-Floyd and Rivest, Communications of the ACM 18, 1975). Where too many are equal for that, histograms of the magnitudes' bits tell, in
-two or three passes.
+Floyd and Rivest, Communications of the ACM 18, 1975); equal elements, which half precision has many of, are counted block by block.
+Where even so there are too many, histograms of the magnitudes' bits tell, in two or three passes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ from amatax.methods._magnitudes import EVERYTHING, INFINITE, NOTHING, Cut, delta
 if TYPE_CHECKING:
     import torch
 
-EVERY = 61  # of so many elements one is in the sample; prime, so that it meets every row and column
+EVERY = (
+    31,
+    61,
+    127,
+    251,
+    509,
+    1021,
+)  # of so many elements one is in the sample; primes, so that it meets every row and column
 DEVIATIONS = 4  # of the sample's rank: as far as that the cut may lie from where it says
+MANY = 1e-3  # the share of equal elements from which on they are counted and not picked out
 MOST = 1 << 20  # elements that may be picked out
 NAN_BINS = 0x7F81  # those from here on hold NaN alone
 LOWER = 1 << 16  # bins by the lower bits of a magnitude
@@ -49,67 +57,142 @@ def cuts(chunks: Chunks, ranks_of: Callable[[int], Sequence[int]]) -> list[tuple
     return [tuple(model) for model in found]
 
 
+class _Bracket(NamedTuple):
+    """Bits between which a cut lies, both included; so many elements may have those at an end that they are counted, not picked out."""
+
+    low: int
+    high: int
+    many_low: bool
+    many_high: bool
+
+
+class _Tally:
+    """Of one change: how many elements are above a bracket, how many at its ends, and the few in between."""
+
+    def __init__(self, wanted: _Wanted, bracket: _Bracket) -> None:
+        self.wanted, self.bracket = wanted, bracket
+        self.above = self.high = self.between = self.low = 0
+        self.picked: list[tuple[torch.Tensor, torch.Tensor]] = []  # (bits, where) of those in between
+        self.blocks: list[tuple[int, int, int]] = []  # (first element, how many are at the high end, at the low end)
+
+    def add(self, change: torch.Tensor, first: int) -> None:
+        """Count the next elements, float32, of which the first is element `first` of the tensor."""
+        import torch
+
+        low, high, many_low, many_high = self.bracket
+        beyond = keep_above(change, high)
+        above, at_high, inside, at_low = _nonzero(beyond), 0, 0, 0
+        if many_high:
+            beyond = keep_above(change, high - 1)
+            at_high = (_nonzero(beyond) if high else len(change)) - above
+        if low < high or not (many_low or many_high):
+            picked = keep_above(change, low if many_low else low - 1).sub_(beyond)
+            where = picked.view(torch.int32).nonzero()[:, 0]
+            inside = len(where)
+            self.picked.append((magnitude(change[where]), where.add_(first)))
+        if many_low and low < high:
+            at_low = (_nonzero(keep_above(change, low - 1)) if low else len(change)) - above - at_high - inside
+        self.above, self.high, self.between, self.low = (
+            a + b
+            for a, b in zip(
+                (self.above, self.high, self.between, self.low), (above, at_high, inside, at_low), strict=True
+            )
+        )
+        self.blocks.append((first, at_high, at_low))
+
+    def cut(self, chunks: Chunks) -> Cut | None:
+        """Where it is; None if it is not in the bracket."""
+        import torch
+
+        rank = self.wanted.rank - self.above
+        if 0 < rank <= self.high:
+            return self._among_equals(chunks, self.bracket.high, rank, 1)
+        rank -= self.high
+        if 0 < rank <= self.between:
+            bits, where = (torch.cat(column) for column in zip(*self.picked, strict=True))
+            threshold = int(bits.kthvalue(len(bits) - rank + 1).values)
+            ties = where[bits == threshold]
+            some = rank - int(torch.count_nonzero(bits > threshold))
+            return Cut(threshold, EVERYTHING.first if some == len(ties) else int(ties[some - 1]) + 1)
+        rank -= self.between
+        return self._among_equals(chunks, self.bracket.low, rank, 2) if 0 < rank <= self.low else None
+
+    def _among_equals(self, chunks: Chunks, bits: int, rank: int, column: int) -> Cut:
+        """The cut after the first so many elements that have these bits; the block that holds it is read again."""
+        if not bits or rank == sum(
+            block[column] for block in self.blocks
+        ):  # of zeros it does not matter which are dropped
+            return Cut(bits, EVERYTHING.first)
+        for block in self.blocks:
+            if rank <= block[column]:
+                break
+            rank -= block[column]
+        change = deltas(next(chunks(first=block[0])))[self.wanted.model]
+        return Cut(bits, block[0] + int((magnitude(change) == bits).nonzero()[rank - 1]) + 1)
+
+
 def _by_sample(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[Cut] | None:
-    """The cuts, in one pass; None if the sample misled, too many elements are near a cut, or some are NaN."""
+    """The cuts, in one pass; None if the sample misled, too many elements are near a cut, or some are not finite."""
     import torch
 
-    between = _brackets(chunks, wanted)
-    if between is None:
+    brackets = _brackets(chunks, wanted)
+    if brackets is None:
         return None
-    larger = [0] * len(wanted)
-    bits: list[list[torch.Tensor]] = [[] for _ in wanted]
-    places: list[list[torch.Tensor]] = [[] for _ in wanted]
-    first = 0
+    tallies, first = [_Tally(*pair) for pair in zip(wanted, brackets, strict=True)], 0
     for chunk in chunks():
         changes = [delta.to(torch.float32) for delta in deltas(chunk)]
-        for i, (one, (low, high)) in enumerate(zip(wanted, between, strict=True)):
-            change = changes[one.model]
-            beyond = keep_above(change, high)
-            inside = keep_above(change, low - 1).sub_(beyond).view(torch.int32).nonzero()[:, 0]
-            larger[i] += int(torch.count_nonzero(beyond.view(torch.int32)))
-            bits[i].append(magnitude(change[inside]))
-            places[i].append(inside.add_(first))
-            if sum(map(len, bits[i])) > MOST:
+        if not math.isfinite(sum(float(change.sum()) for change in changes)):
+            return None
+        for tally in tallies:
+            tally.add(changes[tally.wanted.model], first)
+            if tally.between > MOST:
                 return None
         first += len(changes[0])
-    found = []
-    for one, above, seen, where, (_, high) in zip(
-        wanted, larger, map(torch.cat, bits), map(torch.cat, places), between, strict=True
-    ):
-        rank = one.rank - above
-        if not 0 < rank <= len(seen) or int(seen.max()) > high:  # NaN minus NaN is NaN: it is picked out, too
-            return None
-        threshold = int(seen.kthvalue(len(seen) - rank + 1).values)
-        ties = where[seen == threshold]
-        some = rank - int(torch.count_nonzero(seen > threshold))
-        found.append(Cut(threshold, EVERYTHING.first if some == len(ties) else int(ties[some - 1]) + 1))
-    return found
+    found = [tally.cut(chunks) for tally in tallies]
+    return None if None in found else [cut for cut in found if cut is not None]
 
 
-def _brackets(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[tuple[int, int]] | None:
-    """Bits between which each cut lies, very likely; None where a sample does not tell or promises too many elements in between."""
+def _brackets(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[_Bracket] | None:
+    """Where each cut lies, very likely; None if a sample promises too many elements there."""
     import torch
 
-    if chunks.count <= MOST // EVERY:  # so few that all of them can be picked out
-        return [(1, INFINITE)] * len(wanted)
-    pieces = [[magnitude(delta) for delta in deltas(chunk)] for chunk in chunks(EVERY)]
-    samples = [torch.cat(model) for model in zip(*pieces, strict=True)]
+    every = next(
+        (prime for prime in reversed(EVERY) if prime**3 <= chunks.count), 0
+    )  # as dear as the picking out that it saves
+    if not every:  # so few that all of them can be picked out
+        return [_Bracket(0, INFINITE, True, False)] * len(wanted)
+    pieces = [[magnitude(delta) for delta in deltas(chunk)] for chunk in chunks(every)]
+    samples = [torch.cat(model).sort().values for model in zip(*pieces, strict=True)]
     found = []
     for one in wanted:
         sample, share = samples[one.model], one.rank / chunks.count
         size = len(sample)
         margin = DEVIATIONS * math.sqrt(size * share * (1 - share)) + 1
-        middle = size * (1 - share)
-        low, high = 1, INFINITE  # beyond the sample's ends there may be more
-        if middle - margin >= 1:
-            low = int(sample.kthvalue(int(middle - margin)).values)
-        if middle + margin <= size:
-            high = int(sample.kthvalue(math.ceil(middle + margin)).values)
-        expected = int(torch.count_nonzero(sample.clamp(low, high) == sample)) * chunks.count / size
-        if low < 1 or expected > MOST * 0.9:
+        begin, end = math.floor(size * (1 - share) - margin), math.ceil(size * (1 - share) + margin)
+        low = int(sample[begin]) if begin >= 0 else 0  # beyond the sample's ends there may be more
+        high = int(sample[end]) if end < size else INFINITE
+        equal = [_count(sample, bits, bits) / size for bits in (low, high)]
+        many_low, many_high = (share > MANY or not bits for share, bits in zip(equal, (low, high), strict=True))
+        inside = _count(sample, low + many_low, high - many_high)
+        if inside * chunks.count / size > MOST * 0.9:
             return None
-        found.append((low, high))
+        found.append(_Bracket(low, high, many_low, many_high))
     return found
+
+
+def _count(ordered: torch.Tensor, low: int, high: int) -> int:
+    """How many lie between two numbers, both included."""
+    import torch
+
+    begin = int(torch.searchsorted(ordered, low))
+    return max(0, int(torch.searchsorted(ordered, high, right=True)) - begin)
+
+
+def _nonzero(change: torch.Tensor) -> int:
+    """How many are not zero; as whole numbers they are counted faster."""
+    import torch
+
+    return int(torch.count_nonzero(change.view(torch.int32)))
 
 
 def _by_bits(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[Cut]:

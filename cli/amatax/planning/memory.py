@@ -9,7 +9,7 @@ from amatax.methods import method_needs
 from amatax.planning.plan import Plan
 
 CPU_ELEMENTS = 1 << 18  # of a chunk, read and written at once: smaller ones cost more calls (benchmarks/RESULTS.md)
-CPU_BLOCK = 1 << 16  # merged at once: what a core's own cache holds
+CPU_BLOCK = 1 << 17  # merged at once: what a core's own cache holds
 MOST_THREADS = 8  # by default; more seldom help, and each has buffers of its own
 PROCESS = 230 << 20  # Python with torch
 PER_TENSOR = 4000  # of plan and record

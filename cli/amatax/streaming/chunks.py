@@ -153,8 +153,8 @@ class Worker:
             return None
         slot = self.slots[0]
 
-        def through(every: int) -> Iterator[Tensors]:
-            for first, n in self._chunks(part.elements):
+        def through(every: int, start: int) -> Iterator[Tensors]:
+            for first, n in self._chunks(part.elements[start:]):
                 if self.stream:
                     self.stream.synchronize()  # the last chunk may still be on its way from this memory
                 for source in sources:
