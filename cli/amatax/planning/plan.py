@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
 from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE, torch_name
 from amatax.checkpoints.opening import open_checkpoint
-from amatax.errors import AmataxError, Fault, PlanError
+from amatax.errors import AdapterError, AmataxError, Fault, PlanError
 from amatax.methods import method_copies, method_needs, options_model
 from amatax.planning import siblings
 from amatax.planning.destination import State, destination_faults, state
@@ -41,8 +41,9 @@ class PlannedTensor(NamedTuple):
 
     @property
     def reads(self) -> int:
-        """Bytes read."""
-        return sum(entry.nbytes for entry in self.sources.values())
+        """Bytes read; what two models share is read once."""
+        shared = {(entry.path, entry.offset): entry.nbytes for entry in self.sources.values()}
+        return sum(shared.values()) + sum(entry.reads - entry.nbytes for entry in self.sources.values())
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,8 @@ def make_plan(
     if output is not None:
         folders = {checkpoint.folder for checkpoint in checkpoints.values()}
         folders |= {
-            Path(ref).resolve() for ref in recipe.models.by_role().values() if is_folder(ref)
-        }  # also unread ones
+            Path(ref).resolve() for ref in recipe.models.references().values() if is_folder(ref)
+        }  # also adapters, and what is not read
         sizes = {shard.file: shard.nbytes for shard in shards}
         try:
             found = state(output, identity, sizes)
@@ -227,6 +228,9 @@ def _open_all(recipe: Recipe, faults: list[Fault], remote: bool) -> dict[str, Ch
             continue
         try:
             checkpoints[role] = open_checkpoint(named[role], remote=remote)
+        except AdapterError as error:
+            where = recipe.where("models", role, "adapter")
+            faults += [Fault(fault.message, where, fault.hint) for fault in error.faults]
         except AmataxError as error:
             faults.append(Fault(error.message, recipe.where("models", role), error.hint))
     return checkpoints
@@ -326,14 +330,22 @@ def _notes(
 
 def _pin(recipe: Recipe, ratios: Ratios, checkpoints: dict[str, Checkpoint]) -> Recipe:
     """The recipe with Hub models at their commits and the method's defaults written out, so that it means the same tomorrow."""
-    pinned = {
-        role: checkpoints[role].pinned if role in checkpoints else ref for role, ref in recipe.models.by_role().items()
-    }
+    commits: dict[str, str] = {}
+    for role, checkpoint in checkpoints.items():
+        commits[role] = checkpoint.pinned
+        if checkpoint.adapter is not None:
+            commits[f"{role} adapter"] = checkpoint.adapter.pinned
     options = options_model(recipe.merge.method).model_validate(recipe.merge.options).model_dump()
     merge = Merge.model_validate({**recipe.merge.model_dump(), **options, "ratios": ratios})
-    result = recipe.model_copy(update={"models": recipe.models.model_copy(update=pinned), "merge": merge})
+    models = recipe.models.renamed(lambda key, ref: commits.get(key, ref))
+    result = recipe.model_copy(update={"models": models, "merge": merge})
     result._origin = recipe._origin
     return result
+
+
+def _adapter(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the identity says of an adapter; nothing where there is none."""
+    return {"adapter": checkpoint.adapter.pinned} if checkpoint.adapter is not None else {}
 
 
 def _identity(recipe: Recipe, checkpoints: dict[str, Checkpoint], shards: list[Shard]) -> str:
@@ -341,7 +353,7 @@ def _identity(recipe: Recipe, checkpoints: dict[str, Checkpoint], shards: list[S
     content = {
         "format": FORMAT,
         "models": {
-            role: {"ref": c.pinned, "files": [(c.name_of(f.path), f.size, f.header) for f in c.files]}
+            role: {"ref": c.pinned, "files": [(i.name, i.file.size, i.file.header) for i in c.inputs], **_adapter(c)}
             for role, c in sorted(checkpoints.items())
         },
         "merge": recipe.merge.model_dump(mode="json"),

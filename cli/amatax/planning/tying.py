@@ -105,6 +105,8 @@ def is_tied(config: dict[str, Any]) -> bool:
 
 def same_bytes(a: TensorEntry, b: TensorEntry, block: int = 1 << 22) -> bool:
     """Whether two tensors hold the same bytes. Reads tensor data: only for a tied pair that is on disk twice."""
+    if a.delta != b.delta:
+        return False
     if (a.path, a.offset, a.nbytes) == (b.path, b.offset, b.nbytes):
         return True
     if (a.dtype, a.shape) != (b.dtype, b.shape):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from amatax.errors import NonFiniteError
 from amatax.methods import Chunk, wants_chunk
 from amatax.planning.plan import PlannedTensor
 from amatax.streaming.buffers import Bytes, Files, Numbers
+from amatax.streaming.low_rank import Delta
 
 Tensors = dict[str, torch.Tensor]
 Hashes = dict[str, xxhash.xxh3_128]
@@ -90,6 +92,7 @@ class Worker:
         self.slots = [_Slot(roles, elements, pinned=on_gpu) for _ in range(depth)]
         self.last = roles[-1]
         self.numbers = {role: Numbers(self.block * 8, device) for role in roles}
+        self.deltas: dict[str, Delta] = {}  # of the tensor that is at work, by role
 
     def run(self, tensor: PlannedTensor) -> TensorResult:
         """Stream one tensor to the sink.
@@ -104,6 +107,7 @@ class Worker:
     def _run(self, tensor: PlannedTensor) -> TensorResult:
         result = TensorResult()
         hashes = {role: xxhash.xxh3_128() for role in (*tensor.sources, "output")}
+        self.deltas = self._open_deltas(tensor, hashes)
         merge = self._copies if self._is_copy(tensor) else self._merges
         begin = 0
         for out in merge(tensor, math.prod(tensor.shape), hashes, result):
@@ -113,9 +117,24 @@ class Worker:
         result.checksums = {role: h.hexdigest() for role, h in hashes.items()}
         return result
 
+    def _open_deltas(self, tensor: PlannedTensor, hashes: Hashes) -> dict[str, Delta]:
+        """What adapters make of this tensor; their bytes come first in the models' checksums."""
+
+        def seen(role: str, view: memoryview) -> None:
+            hashes[role].update(view)
+            self.advance(len(view))
+
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            return {
+                role: Delta(entry, _compute_dtype(tensor), self.device, self.files, partial(seen, role))
+                for role, entry in tensor.sources.items()
+                if entry.delta is not None
+            }
+
     def _is_copy(self, tensor: PlannedTensor) -> bool:
         """Whether the bytes of one model are written as they are."""
-        return tensor.copy_of is not None and tensor.sources[tensor.copy_of].dtype == tensor.dtype
+        copied = tensor.sources[tensor.copy_of] if tensor.copy_of is not None else None
+        return copied is not None and copied.dtype == tensor.dtype and not self.deltas
 
     def _chunks(self, count: int) -> Iterator[tuple[int, int]]:
         """(first element, elements) of every chunk; none for an empty tensor."""
@@ -151,7 +170,7 @@ class Worker:
                     )
                 raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
                 for begin in range(0, n, self.block):
-                    yield self._widened(raw, begin, min(n, begin + self.block), _compute_dtype(tensor))
+                    yield self._widened(raw, first, begin, min(n, begin + self.block), _compute_dtype(tensor))
 
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             stats = self.prepare(chunks, tensor.ratio)
@@ -159,13 +178,39 @@ class Worker:
                 self.stream.synchronize()
         return stats
 
-    def _widened(self, raw: Tensors, begin: int, end: int, compute: torch.dtype) -> Tensors:
-        """Numbers of a block on the device; on a GPU the narrow bytes cross the bus, and are widened there."""
-        values = {role: self.numbers[role].numbers(compute, end - begin) for role in raw}
+    def _widened(self, raw: Tensors, first: int, begin: int, end: int, compute: torch.dtype) -> Tensors:
+        """Numbers of a block on the device, adapters added; on a GPU the narrow bytes cross the bus, and are widened there.
+
+        `raw` begins at element `first` of the tensor, the block at element `begin` of `raw`.
+        """
+        values: Tensors = {}
         for role, numbers in raw.items():
-            part = numbers[begin:end]
-            values[role].copy_(part.to(self.device, non_blocking=True) if self.stream else part)
+            twin = next((other for other in values if raw[other] is numbers and other not in self.deltas), None)
+            out = self.numbers[role].numbers(compute, end - begin)
+            if twin is None:
+                part = numbers[begin:end]
+                out.copy_(part.to(self.device, non_blocking=True) if self.stream else part)
+            elif role not in self.deltas:
+                out.copy_(values[twin])
+            if role in self.deltas:
+                self.deltas[role].add_to(out if twin is None else values[twin], first + begin, out)
+            values[role] = out
         return values
+
+    def _read_all(self, slot: _Slot, sources: list[_Source], first: int, n: int, hashes: Hashes) -> Tensors:
+        """Every model's part of a chunk; what two models share, one of them with an adapter, is read once."""
+        raw: Tensors = {}
+        views: dict[tuple[Path, int], tuple[str, memoryview]] = {}
+        for source in sources:
+            place = (source.path, source.offset)
+            if place in views:
+                role, view = views[place]
+                hashes[source.role].update(view)
+                raw[source.role] = raw[role]
+                continue
+            views[place] = source.role, self._read(slot, source, first, n, hashes)
+            raw[source.role] = slot.raw[source.role].numbers(source.dtype, n)
+        return raw
 
     def _read(self, slot: _Slot, source: _Source, first: int, n: int, hashes: Hashes) -> memoryview:
         """Fill one model's part of the slot, and take its checksum while it is in the cache."""
@@ -193,16 +238,14 @@ class Worker:
         """Chunks through the kernel; on a GPU one is in flight while the next is read."""
         sources, out_dtype = _sources(tensor), torch_dtype(tensor.dtype)
         is_half = tensor.dtype in HALF and all(entry.dtype == tensor.dtype for entry in tensor.sources.values())
-        merge = self._merge_half if self.takes_half and is_half else self._merge_wide
+        merge = self._merge_half if self.takes_half and is_half and not self.deltas else self._merge_wide
         waiting: _Chunk | None = None
         stats = self._prepared(tensor, sources) if tensor.copy_of is None else None
         for i, (first, n) in enumerate(self._chunks(count)):
             slot = self.slots[i % len(self.slots)]
             out = slot.out.numbers(out_dtype, n)
             with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-                for source in sources:
-                    self._read(slot, source, first, n, hashes)
-                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
+                raw = self._read_all(slot, sources, first, n, hashes)
                 screens = merge(tensor, raw, out, first, stats)
                 if self.stream:
                     slot.done.record(self.stream)
@@ -239,7 +282,7 @@ class Worker:
         screens = []
         for begin in range(0, len(out), self.block):
             end = min(len(out), begin + self.block)
-            values = self._widened(raw, begin, end, compute)
+            values = self._widened(raw, first, begin, end, compute)
             if tensor.copy_of:
                 merged = values[tensor.copy_of]
             else:
@@ -259,15 +302,24 @@ class Worker:
         if not all(map(math.isfinite, chunk.screens)):
             self._check(tensor, chunk.raw, chunk.out, chunk.first)
         if chunk.first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
-            values = {role: numbers[:SAMPLE].to(_compute_dtype(tensor)) for role, numbers in chunk.raw.items()}
+            raw = {role: numbers[:SAMPLE] for role, numbers in chunk.raw.items()}
+            values = self._exact(raw, chunk.first, _compute_dtype(tensor))
             exact = self._kernel(tensor, values, None, 0, chunk.stats)
             result.change = float((exact - values["sft"]).abs_().nansum(dtype=torch.float64))
             result.lost = float((chunk.out[:SAMPLE].to(exact.dtype) - exact).abs_().nansum(dtype=torch.float64))
         return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
 
+    def _exact(self, raw: Mapping[str, torch.Tensor], first: int, dtype: torch.dtype) -> Tensors:
+        """A chunk's numbers on the CPU, adapters added, for a closer look."""
+        host = {role: numbers.to("cpu", dtype, copy=True) for role, numbers in raw.items()}
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            for role, delta in self.deltas.items():
+                delta.add_to(host[role], first, host[role])
+        return host
+
     def _check(self, tensor: PlannedTensor, raw: Mapping[str, torch.Tensor], out: torch.Tensor, first: int) -> None:
         """Look closer where the sums were not finite: equal infinities stay, overflow and anything else is an error."""
-        host = {role: chunk.to("cpu", torch.float64) for role, chunk in raw.items()}
+        host = self._exact(raw, first, torch.float64)
         roles = list(host)
         equal = torch.ones_like(host[roles[0]], dtype=torch.bool)
         for role in roles[1:]:
@@ -303,7 +355,8 @@ class Worker:
             bad = ~chunk.to(torch.float64).isfinite()
             if bad.any():
                 at = int(bad.nonzero()[0])
-                file = self.files.named(tensor.sources[role].path)
+                entry = tensor.sources[role]
+                file = self.files.named(entry.path) + (f" with {entry.delta.b.path}" if entry.delta else "")
                 raise NonFiniteError(
                     f"{file}: {tensor.name!r} of {role} holds {float(chunk[at]):g} (element {first + at})",
                     "the checkpoint is probably broken; --allow-nonfinite merges it all the same",

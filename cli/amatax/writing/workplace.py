@@ -53,13 +53,8 @@ class Workplace:
         self._journal = folder / WORK / JOURNAL
         inputs = {
             role: [
-                [
-                    checkpoint.name_of(f.path),
-                    f.size,
-                    f.header,
-                    *((f.mtime_ns, f.ctime_ns) if checkpoint.commit is None else ()),
-                ]
-                for f in checkpoint.files
+                [name, f.size, f.header, *((f.mtime_ns, f.ctime_ns) if commit is None else ())]
+                for name, f, commit in checkpoint.inputs
             ]  # a commit's files never change, whenever they were downloaded
             for role, checkpoint in plan.checkpoints.items()
         }
