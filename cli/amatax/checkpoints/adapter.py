@@ -20,7 +20,7 @@ from amatax.recipes.schema import expand_home, is_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the first that is there is read, as in PEFT
-SAVE = "save it with PEFT's `save_pretrained`"
+SAVE = "save the adapter with PEFT's `save_pretrained`"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from amatax.checkpoints.adapter import CONFIG, OpenedAdapter
 from amatax.checkpoints.checkpoint import Checkpoint, LowRank, TensorEntry
 from amatax.checkpoints.dtypes import MERGEABLE
-from amatax.checkpoints.lora_config import MERGE_FIRST, LoraConfig, lora_config
+from amatax.checkpoints.lora_config import AGAIN, MERGE_FIRST, LoraConfig, lora_config
 from amatax.checkpoints.matching import DiskNames
 from amatax.errors import AdapterError, Fault
 
@@ -23,7 +23,6 @@ PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_
 HEADS = ("lm_head", "embed_out")
 TOKEN_MATRIX = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
 SHOWN = 3  # names that a message lists
-AGAIN = "save the adapter again with PEFT's `save_pretrained`"
 ANOTHER = "is it an adapter of another model?"
 
 
@@ -34,13 +33,13 @@ class _Faults:
         self._found: dict[tuple[str, str], list[str]] = {}
 
     def add(self, message: str, hint: str, which: str) -> None:
-        """`message` is true of `which`; it may have a place for their number, {n}."""
+        """`message` says in the plural what `which` is one of."""
         self._found.setdefault((message, hint), []).append(which)
 
     def __iter__(self) -> Iterator[Fault]:
         for (message, hint), which in self._found.items():
             more = ", ..." if len(which) > SHOWN else ""
-            yield Fault(f"{message.replace('{n}', str(len(which)))}: {'; '.join(which[:SHOWN])}{more}", hint=hint)
+            yield Fault(f"{message}, {len(which)}: {'; '.join(which[:SHOWN])}{more}", hint=hint)
 
 
 def put_on(model: Checkpoint, opened: OpenedAdapter) -> Checkpoint:
@@ -92,8 +91,8 @@ class _Adapting:
         for key, entry in self.opened.tensors.items():
             name = key.removeprefix(PREFIX)
             if entry.dtype not in MERGEABLE:
-                self.faults.add(f"{{n}} tensors are {entry.dtype}, no numbers", AGAIN, repr(name))
-            elif match := PART.fullmatch(name):
+                self.faults.add(f"tensors of {entry.dtype}, no numbers", AGAIN, repr(name))
+            if match := PART.fullmatch(name):
                 part = match[2].removeprefix("lora_embedding_").removeprefix("lora_") + (match[3] or "")
                 part = part.removesuffix(".weight") + ("*" if "embedding" in match[2] else "")
                 modules.setdefault(match[1], {})[part] = entry
@@ -116,7 +115,7 @@ class _Adapting:
                     f"bring the model to its size first (model.resize_token_embeddings({entry.shape[0]})) and save it"
                 )
             which = f"{disk!r} is {list(mine.shape)}, the adapter's is {list(entry.shape)}"
-            self.faults.add("{n} whole tensors have another shape than the model's", hint, which)
+            self.faults.add("whole tensors of another shape than the model's", hint, which)
             return
         self.changed[disk] = entry._replace(name=disk)
 
@@ -127,7 +126,7 @@ class _Adapting:
         magnitude, bias = parts.get("magnitude_vector"), parts.get("B.bias")
         if a is None or b is None or len(parts) != sum(part is not None for part in (a, b, magnitude, bias)):
             has = ", ".join(sorted(entry.name.removeprefix(f"{PREFIX}{module}.") for entry in parts.values()))
-            self.faults.add("{n} modules lack a part of their adapter", AGAIN, f"{module!r} has {has}")
+            self.faults.add("modules that lack a part of their adapter", AGAIN, f"{module!r} has {has}")
             return
         disk = self._place(f"{module}.weight", tied=True)
         if disk is None:
@@ -135,16 +134,16 @@ class _Adapting:
         rank, alpha = self.config.of(module)
         shapes = f"A is {list(a.shape)}, B is {list(b.shape)}"
         if len(a.shape) < 2 or len(b.shape) < 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-            self.faults.add("{n} modules have factors that do not belong together", AGAIN, f"{module!r}: {shapes}")
+            self.faults.add("modules whose factors do not belong together", AGAIN, f"{module!r}: {shapes}")
         elif rank != a.shape[0]:
             which = f"{module!r} has {a.shape[0]}, {CONFIG} says {rank}"
-            self.faults.add("{n} modules have another rank than the config says", AGAIN, which)
+            self.faults.add("modules with another rank than the config says", AGAIN, which)
         elif self.config.dora != (magnitude is not None):
             has = "no magnitudes" if self.config.dora else "magnitudes"
-            self.faults.add(f"{{n}} modules have {has}, against use_dora in {CONFIG}", AGAIN, repr(module))
+            self.faults.add(f"modules with {has}, against use_dora in {CONFIG}", AGAIN, repr(module))
         elif magnitude is not None and magnitude.shape != (b.shape[0],):
             which = f"{module!r} has {list(magnitude.shape)} for {b.shape[0]} outputs"
-            self.faults.add("{n} modules do not have one magnitude for each output", AGAIN, which)
+            self.faults.add("modules without one magnitude for each output", AGAIN, which)
         else:
             scale = alpha / (math.sqrt(rank) if self.config.rslora else rank)
             self._put(disk, module, LowRank(a, b, scale, embedding, magnitude))
@@ -159,13 +158,13 @@ class _Adapting:
         flipped = len(a.shape) == len(b.shape) == 2 and entry.shape == (a.shape[1], b.shape[0])
         if entry.delta is not None:
             which = f"{disk!r}, once as {module!r}"
-            self.faults.add("{n} tensors are adapted twice (tied weights)", MERGE_FIRST, which)
+            self.faults.add("tensors adapted twice (tied weights)", MERGE_FIRST, which)
         elif not plain and not flipped:
             which = f"{disk!r} is {list(entry.shape)}, A is {list(a.shape)} and B {list(b.shape)}"
-            self.faults.add("{n} tensors have shapes that the adapter does not fit", ANOTHER, which)
+            self.faults.add("tensors whose shapes the adapter does not fit", ANOTHER, which)
         elif entry.dtype not in MERGEABLE:
             hint = "put the adapter on the unquantised model"
-            self.faults.add(f"{{n}} adapted tensors are {entry.dtype}, no numbers", hint, repr(disk))
+            self.faults.add(f"adapted tensors of {entry.dtype}, no numbers", hint, repr(disk))
         else:
             transposed = flipped and (not plain or self._inputs_first(disk))
             self.changed[disk] = entry._replace(name=disk, delta=change._replace(transposed=transposed))
@@ -179,7 +178,7 @@ class _Adapting:
         entry = self.changed.get(disk, self.model.tensors[disk])
         if entry.shape != bias.shape:
             which = f"{disk!r} is {list(entry.shape)}, the adapter's is {list(bias.shape)}"
-            self.faults.add("{n} biases have another shape than the model's", ANOTHER, which)
+            self.faults.add("biases of another shape than the model's", ANOTHER, which)
             return
         self.changed[disk] = entry._replace(name=disk, delta=LowRank(None, bias, scale))
 
@@ -190,22 +189,22 @@ class _Adapting:
             return found[0]
         if found:
             which = f"{name!r} may be {' or '.join(map(repr, found[:SHOWN]))}"
-            self.faults.add("{n} names stand for several tensors of the model", MERGE_FIRST, which)
+            self.faults.add("names that stand for several tensors of the model", MERGE_FIRST, which)
             return None
         if _leaf(name) in HEADS and self._is_tied():
             embeddings = [n for n in self.model.tensors if TOKEN_MATRIX.search(n)]
             if tied and len(embeddings) == 1:
                 return embeddings[0]
-            self.faults.add("{n} tensors are for a head that the model ties to its embeddings", MERGE_FIRST, repr(name))
+            self.faults.add("tensors for a head that the model ties to its embeddings", MERGE_FIRST, repr(name))
             return None
         if near := self.names.beside(name):
-            message = f"{{n}} tensors are not in the model's files, which have {', '.join(near[:8])} at such a place"
+            message = f"tensors that the model's files do not have (there they have {', '.join(near[:8])})"
             hint = f"transformers joins or renames weights there that the files have otherwise: {MERGE_FIRST}"
             self.faults.add(message, hint, repr(name))
             return None
         base = self.opened.config.get("base_model_name_or_path")
         hint = f"was it trained on another model? It says {base!r}" if base else "was it trained on another model?"
-        self.faults.add("{n} tensors are for modules that the model does not have", hint, repr(name))
+        self.faults.add("tensors for modules that the model does not have", hint, repr(name))
         return None
 
     def _is_tied(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from amatax.errors import Fault
 
+AGAIN = "save the adapter again with PEFT's `save_pretrained`"
 MERGE_FIRST = "merge it with PEFT (`merge_and_unload`), save that, and name the result without `adapter`"
 CONVERT = "save it again with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`"
 OTHER_MATHS = {  # keys of the config that change what is computed
@@ -24,6 +24,7 @@ OTHER_MATHS = {  # keys of the config that change what is computed
     "use_bdlora": "has block-diagonal factors (BD-LoRA)",
     "use_qalora": "pools its inputs for quantised layers (QA-LoRA)",
 }
+LARGEST = 1e30  # of a scale, so that nothing made of it overflows
 CHANGES_WEIGHTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that change the model's own weights
 
 
@@ -66,14 +67,17 @@ def lora_config(config: Mapping[str, Any]) -> tuple[LoraConfig | None, list[Faul
     rank, alpha = config.get("r"), config.get("lora_alpha")
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     if not (_is_rank(rank) and isinstance(ranks, dict) and all(map(_is_rank, ranks.values()))):
-        faults.append(Fault(f"its ranks (r: {rank!r}, rank_pattern: {ranks!r}) are no positive integers"))
+        faults.append(Fault(f"its ranks (r: {rank!r}, rank_pattern: {ranks!r}) are no positive integers", hint=AGAIN))
     if not (_is_number(alpha) and isinstance(alphas, dict) and all(map(_is_number, alphas.values()))):
-        faults.append(Fault(f"its scales (lora_alpha: {alpha!r}, alpha_pattern: {alphas!r}) are no numbers"))
+        faults.append(
+            Fault(f"its scales (lora_alpha: {alpha!r}, alpha_pattern: {alphas!r}) are no numbers", hint=AGAIN)
+        )
     for pattern in {**_mapping(ranks), **_mapping(alphas)}:
         try:
             re.compile(_ending(pattern))
-        except re.error as error:
-            faults.append(Fault(f"the pattern {pattern!r} of its ranks or scales is no regular expression ({error})"))
+        except (re.error, OverflowError, RecursionError) as error:
+            message = f"the pattern {pattern!r} of its ranks or scales is no regular expression ({error})"
+            faults.append(Fault(message, hint=AGAIN))
     if faults:
         return None, faults
     flags = {key: bool(config.get(key)) for key in ("use_rslora", "use_dora", "fan_in_fan_out")}
@@ -98,4 +102,4 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < LARGEST  # of NaN false

@@ -11,7 +11,7 @@ from amatax.checkpoints.downloads import bring
 from amatax.checkpoints.folder import open_folder
 from amatax.checkpoints.hub import fetch
 from amatax.checkpoints.remote import open_remote, wanted
-from amatax.errors import CheckpointError, HubError
+from amatax.errors import AdapterError, AmataxError, CheckpointError, Fault, HubError
 from amatax.recipes.schema import Adapted, expand_home, is_folder
 
 
@@ -24,11 +24,14 @@ def open_checkpoint(model: str | Adapted, *, remote: bool = False) -> Checkpoint
             always fetched.
 
     Raises:
-        CheckpointError, HubError
+        CheckpointError, HubError: of the model.
         AdapterError: with all that is wrong with the adapter.
     """
     if isinstance(model, Adapted):
-        opened = open_adapter(model.adapter)
+        try:
+            opened = open_adapter(model.adapter)
+        except AmataxError as error:
+            raise AdapterError([Fault(error.message, hint=error.hint)]) from error
         return put_on(open_checkpoint(model.model, remote=remote), opened)
     try:
         if is_folder(model):

@@ -17,6 +17,7 @@ from amatax.planning.memory import CPU_BLOCK
 from amatax.streaming.buffers import Bytes, Files
 
 GPU_TILE = 1 << 21  # elements: launches do not show
+LOWEST = 32  # rows of a tile: a product of fewer spends its time on packing the right factor
 Seen = Callable[[memoryview], None]  # gets the adapter's bytes as they are read
 
 
@@ -52,7 +53,7 @@ class Delta:
             self.left, self.right = (a.t().contiguous(), b.t().contiguous()) if change.transposed else (b, a)
         self.left.mul_(change.scale)
         tile = CPU_BLOCK if device.type == "cpu" else GPU_TILE
-        self.height = max(1, tile // max(1, self.columns))  # rows
+        self.height = max(LOWEST, tile // max(1, self.columns))  # rows
         self._room = torch.empty(min(self.height, self.rows) * self.columns, dtype=compute, device=device)
         self._at = -1  # the tile that stands in it
         self._by_column = change.transposed  # an output is a column
