@@ -163,7 +163,23 @@ def test_names_on_disk_without_their_prefix(models: dict[str, Any], tmp_path: Pa
     assert largest_difference(tensors(tmp_path / "out"), wanted) < ULPS
 
 
-def test_convolutions_and_experts_on_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_convolutions(tmp_path: Path, dora: bool) -> None:
+    """Those of Whisper's ears, three wide: b @ a over all that follows the outputs."""
+    from transformers import WhisperConfig
+
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 64, "num_mel_bins": 20}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = WhisperConfig(architectures=["WhisperForConditionalGeneration"], **sizes, **heads, **tokens)
+    model = save_model(tmp_path / "model", config)
+    wanted = save_adapter(model, lora("conv1", "conv2", "q_proj", use_dora=dora), tmp_path / "lora")
+    write(tmp_path, {"sft": "./model", "rlhf": adapted()}, ratios=1)
+    assert (done := run_amatax("merge", "recipe.yaml", "out", cwd=tmp_path)).code == 0, done.err
+    assert largest_difference(tensors(tmp_path / "out"), wanted) < ULPS
+
+
+def test_experts_one_by_one(tmp_path: Path) -> None:
     """The experts of a checkpoint that has them one by one take adapters saved for them one by one (transformers 4)."""
     from safetensors.torch import save_file
     from transformers import MixtralConfig

@@ -141,7 +141,7 @@ class _Adapting:
         elif self.config.dora != (magnitude is not None):
             has = "no magnitudes" if self.config.dora else "magnitudes"
             self.faults.add(f"modules with {has}, against use_dora in {CONFIG}", AGAIN, repr(module))
-        elif magnitude is not None and magnitude.shape != (b.shape[0],):
+        elif magnitude is not None and {max(magnitude.shape, default=0), math.prod(magnitude.shape)} != {b.shape[0]}:
             which = f"{module!r} has {list(magnitude.shape)} for {b.shape[0]} outputs"
             self.faults.add("modules without one magnitude for each output", AGAIN, which)
         else:

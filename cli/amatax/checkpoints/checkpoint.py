@@ -36,7 +36,7 @@ class LowRank(NamedTuple):
     Attributes:
         a: (r, inputs); None for a bias, to which b is added.
         b: (outputs, r); (outputs,) for a bias.
-        magnitude: (outputs,).
+        magnitude: (outputs,), of a convolution (1, outputs, 1, ...).
     """
 
     a: TensorEntry | None

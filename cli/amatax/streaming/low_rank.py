@@ -59,7 +59,7 @@ class Delta:
         self._by_column = change.transposed  # an output is a column
         self.factors: torch.Tensor | None = None
         if change.magnitude is not None:
-            magnitude = self._read(change.magnitude, seen)
+            magnitude = self._read(change.magnitude, seen).flatten()
             self.factors = magnitude / self._lengths()
 
     def add_to(self, numbers: torch.Tensor, first: int, out: torch.Tensor) -> None:
