@@ -69,6 +69,7 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), (CONFIG, "not an adapter")),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), (WEIGHTS,)),
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), (WEIGHTS, "empty")),
+    "no tensors": (lambda f: save_file({}, f / WEIGHTS), (WEIGHTS, "no tensors")),
     "config no JSON": (lambda f: (f / CONFIG).write_text("r: 8"), (CONFIG, "not valid JSON")),
     "config links out": (
         lambda f: ((f / CONFIG).unlink(), (f / CONFIG).symlink_to(f.parent / "model" / "config.json")),

@@ -66,8 +66,11 @@ def _open(folder: Path, ref: str, commit: str | None, root: Path) -> OpenedAdapt
         raise CheckpointError(f"{folder}: no {WEIGHTS[0]}", f"{SAVE}, which writes it beside {CONFIG}")
     config_path, path = inside(folder, CONFIG, root), inside(folder, weights, root)
     entries, file = read_bin(path) if weights.endswith(".bin") else read_header(path)
+    if not entries:
+        raise CheckpointError(f"{path}: the adapter has no tensors", SAVE)
+    said = _whole(config_path)  # before it is read: a change meanwhile shows
     config = read_json(config_path)
-    adapter = Adapter(ref, commit, folder, (file, _whole(config_path)))
+    adapter = Adapter(ref, commit, folder, (file, said))
     return OpenedAdapter(adapter, config, {entry.name: entry for entry in entries})
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from amatax.checkpoints.adapter import CONFIG, OpenedAdapter
-from amatax.checkpoints.checkpoint import Checkpoint, LowRank, TensorEntry
+from amatax.checkpoints.checkpoint import Checkpoint, LowRank, TensorEntry, tie_flag
 from amatax.checkpoints.dtypes import MERGEABLE
 from amatax.checkpoints.lora_config import AGAIN, MERGE_FIRST, LoraConfig, lora_config
 from amatax.checkpoints.matching import DiskNames
@@ -108,12 +108,10 @@ class _Adapting:
             return
         mine = self.model.tensors[disk]
         if mine.shape != entry.shape:
-            resized = mine.shape[1:] == entry.shape[1:] and len(mine.shape) == 2
             hint = ANOTHER
-            if resized:
-                hint = (
-                    f"bring the model to its size first (model.resize_token_embeddings({entry.shape[0]})) and save it"
-                )
+            if len(mine.shape) == 2 and mine.shape[1:] == entry.shape[1:]:
+                size = f"model.resize_token_embeddings({entry.shape[0]})"
+                hint = f"bring the model to its size first ({size}) and save it"
             which = f"{disk!r} is {list(mine.shape)}, the adapter's is {list(entry.shape)}"
             self.faults.add("whole tensors of another shape than the model's", hint, which)
             return
@@ -208,9 +206,8 @@ class _Adapting:
         return None
 
     def _is_tied(self) -> bool:
-        """Whether a head that is not on disk is the embedding: what the config says, and yes where it says nothing."""
-        parts = [self.model.config, *(part for part in self.model.config.values() if isinstance(part, dict))]
-        return all(part.get("tie_word_embeddings") is not False for part in parts)
+        """Whether a head that is not on disk is the embedding: yes, unless the config says no."""
+        return tie_flag(self.model.config) is not False
 
     def _inputs_first(self, disk: str) -> bool:
         """Whether a square weight is stored (inputs, outputs), as Conv1D does: its neighbours in the layer tell, else the config.

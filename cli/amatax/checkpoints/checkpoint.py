@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from amatax.recipes.schema import expand_home
 
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+
 
 class TensorEntry(NamedTuple):
     """A tensor on disk: `nbytes` bytes at `offset` of `path`, row-major."""
@@ -125,6 +127,14 @@ def architectures(config: dict[str, Any]) -> list[str]:
     """The classes that a config names; whatever else may stand there is none."""
     names = config.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def tie_flag(config: dict[str, Any]) -> bool | None:
+    """tie_word_embeddings, wherever it stands; None if the config leaves it to the class's default."""
+    for part in (config, *(config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), dict))):
+        if isinstance(part.get("tie_word_embeddings"), bool):
+            return part["tie_word_embeddings"]
+    return None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
+from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, tie_flag
 from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE, torch_name
 from amatax.checkpoints.opening import open_checkpoint
 from amatax.errors import AdapterError, AmataxError, Fault, PlanError
@@ -21,7 +21,7 @@ from amatax.planning.layout import OutputTensor, Shard, lay_out
 from amatax.planning.names import Anatomy, Place, anatomy
 from amatax.planning.ratios import PlannedBlock, plan_blocks, tensor_ratios
 from amatax.planning.side_files import side_files
-from amatax.planning.tying import resolve_tying, tie_flag
+from amatax.planning.tying import resolve_tying
 from amatax.recipes.schema import Merge, Ratios, Recipe, expand_home, is_folder
 
 FORMAT = 1  # of the record; part of the identity

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, architectures
+from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, architectures, tie_flag
 from amatax.errors import Fault
-from amatax.planning.names import TEXT_CONFIGS, Anatomy, is_token_embedding
+from amatax.planning.names import Anatomy, is_token_embedding
 
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
 WITHOUT_VOCABULARY = ("Classification", "QuestionAnswering", "MultipleChoice", "RewardModel")  # another head
@@ -71,14 +71,6 @@ def resolve_tying(
             notes.append("config.json says untied, but no head is on disk")
         return Tying(True, notes)
     return Tying()
-
-
-def tie_flag(config: dict[str, Any]) -> bool | None:
-    """tie_word_embeddings, wherever it stands; None if the config leaves it to the class's default."""
-    for part in (config, *(config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), dict))):
-        if isinstance(part.get("tie_word_embeddings"), bool):
-            return part["tie_word_embeddings"]
-    return None
 
 
 def head_names(tensors: dict[str, TensorEntry], model: Anatomy) -> tuple[list[str], list[str]]:
