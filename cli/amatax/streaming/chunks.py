@@ -278,7 +278,6 @@ class Worker:
     ) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
         compute = _compute_dtype(tensor)
-        may_overflow = out.dtype is not compute
         screens = []
         for begin in range(0, len(out), self.block):
             end = min(len(out), begin + self.block)
@@ -290,9 +289,8 @@ class Worker:
             narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
             if self.stream:
                 out[begin:end].copy_(narrowed, non_blocking=True)
-            screens.append(merged.sum())
-            if may_overflow:
-                screens.append(narrowed.float().sum())
+            # NaN and infinity stay what they are when they are narrowed; bfloat16 is summed in float32 as it is
+            screens.append(narrowed.sum() if out.dtype in (compute, torch.bfloat16) else narrowed.float().sum())
         return screens
 
     def _land(self, tensor: PlannedTensor, chunk: _Chunk, result: TensorResult) -> memoryview:
