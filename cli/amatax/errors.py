@@ -3,7 +3,8 @@
 AmataxError                 one message, one next step; the command line exits with 2
 ├── FaultsError             several faults, all found before any work
 │   ├── RecipeError         the recipe's text: keys, types, values
-│   └── PlanError           the recipe against the checkpoints and the disk
+│   ├── PlanError           the recipe against the checkpoints and the disk
+│   └── AdapterError        an adapter that cannot be used, or not on this model
 ├── CheckpointError         an input folder or file that cannot be read as a checkpoint
 ├── HubError                the Hub said no, or could not be reached
 ├── InputChangedError       an input changed under a merge, or since one
@@ -60,6 +61,10 @@ class RecipeError(FaultsError):
 
 class PlanError(FaultsError):
     """The recipe does not fit the checkpoints, or the result does not fit the disk."""
+
+
+class AdapterError(FaultsError):
+    """An adapter cannot be used, or does not fit the model."""
 
 
 class CheckpointError(AmataxError):

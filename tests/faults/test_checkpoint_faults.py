@@ -89,7 +89,7 @@ CASES = [
     Case("empty folder", lambda f: [p.unlink() for p in (f / "rlhf").iterdir()] and None, ("rlhf", "empty")),
     Case("no weights", lambda f: [p.unlink() for p in (f / "rlhf").glob("model*")] and None, ("rlhf", "no safetensors")),
     Case("only GGUF", both(lambda f: [p.unlink() for p in (f / "rlhf").glob("model*")] and None, write("m.gguf", "x")), ("m.gguf",)),
-    Case("only a LoRA adapter", only_adapter, ("rlhf", "LoRA", "merge_and_unload")),
+    Case("only a LoRA adapter", only_adapter, ("rlhf", "LoRA", "adapter:")),
     Case("a folder of checkpoints", one_level_too_high, ("no config.json", "checkpoint-100")),
     Case("missing shard", remove(SECOND), (f"rlhf/{SECOND}", "no such file")),
     Case("missing shard without index", two_of_three_without_index, ("1 of 3 shards", "number 2")),

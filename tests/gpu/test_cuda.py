@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from tests.adapters import largest_difference, lora, save_adapter, save_model, tensors
 from tests.conftest import run_amatax, save_siblings, tiny_llama, write_recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -39,6 +40,22 @@ def test_methods_give_the_same_bytes_as_on_the_cpu(tmp_path: Path, method: str) 
         assert done.code == 0, done.err
     for file in sorted((tmp_path / "cpu").iterdir()):
         assert (tmp_path / "cuda" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_are_added_on_the_gpu(tmp_path: Path, dora: bool) -> None:
+    """A product is a reduction: its last bit may differ from the CPU's, and a bfloat16 be the neighbour."""
+    model = save_model(tmp_path / "model", tiny_llama(hidden_size=512, intermediate_size=8192), dtype="bfloat16")
+    save_adapter(model, lora("q_proj", "down_proj", "embed_tokens", use_dora=dora), tmp_path / "lora", spread=0.02)
+    models = {"sft": "./model", "rlhf": {"model": "./model", "adapter": "./lora"}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"models": models, "merge": {"ratios": [0.7, 0.4, 1]}}))
+    for device in ("cpu", "cuda"):
+        done = run_amatax("merge", tmp_path / "r.yaml", tmp_path / device, "--device", device)
+        assert done.code == 0, done.err
+    found, wanted = tensors(tmp_path / "cuda"), tensors(tmp_path / "cpu")
+    assert largest_difference(found, wanted) < 2**-7
+    differ = sum(int((found[name] != wanted[name]).sum()) for name in wanted)
+    assert differ <= 1e-3 * sum(t.numel() for t in wanted.values())
 
 
 def test_nonfinite_values_are_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.adapters import lora, save_adapter, save_model, small_llama
 from tests.hub import Fault, Hub
 from tests.publishing.conftest import READ, WRITE, run
 
@@ -335,3 +336,25 @@ def test_quiet_is_quiet(hub: Hub, home: Path) -> None:
     for _ in range(2):
         done = run(hub, "push", "out", "acme/merged", "--quiet", cwd=home)
         assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_a_local_adapter_leaves_no_path(hub: Hub, tmp_path: Path) -> None:
+    """The published recipe names it beside its model; the record and the card name neither's folder."""
+    model = save_model(tmp_path / "model", small_llama())
+    save_adapter(model, lora("q_proj"), tmp_path / "lora")
+    hub.repos |= {"acme/sft": {"main": tmp_path / "model"}}
+    recipe = "models: {sft: acme/sft, rlhf: {model: acme/sft, adapter: ./lora}}\nmerge: {ratios: 0.5}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    merged = run(hub, "merge", "recipe.yaml", "out", cwd=tmp_path)
+    assert merged.code == 0, merged.err
+    done = run(hub, "push", "out", "acme/merged", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "rlhf adapter came from local folders" in done.out
+    there = hub.folder("acme/merged", "main")
+    for path in there.rglob("*"):
+        assert not path.is_file() or str(tmp_path).encode() not in path.read_bytes(), path
+    said = yaml.safe_load((there / "amatax_recipe.yaml").read_text())["models"]["rlhf"]
+    assert said["adapter"] == "./rlhf-adapter" and said["model"].startswith("acme/sft@")
+    record = json.loads((there / "amatax_record.json").read_text())["models"]["rlhf"]
+    assert record["adapter"] == "./rlhf-adapter" and record["ref"].startswith("acme/sft@")
+    assert "- rlhf adapter: a local folder" in (there / "README.md").read_text()

@@ -223,6 +223,13 @@ def test_a_filter_that_fits_nothing_is_left_out_of_a_known_model() -> None:
     }
 
 
+def test_an_adapter_is_one_in_the_recipe() -> None:
+    text = config(*LINEAR, base=False).replace("acme/rlhf", "acme/sft@v1+acme/lora@v2")
+    found = to_recipe(parse_mergekit(text, "m.yml"), Known(), Path("recipe.yaml")).recipe.models
+    assert found.references()["rlhf"] == "acme/sft@v1"
+    assert found.references()["rlhf adapter"] == "acme/lora@v2"
+
+
 def test_which_is_rlhf_can_be_said() -> None:
     for options in ({"sft": "acme/rlhf"}, {"rlhf": "acme/sft"}, {"sft": "acme/rlhf", "rlhf": "acme/sft"}):
         found = imported(config(*LINEAR, base=False), **options)
@@ -334,7 +341,7 @@ LIKE = "merge_method: linear\nparameters: {{weight: 1}}\nslices: [{}]\n"
         ("merge_method: linear\nmodels: {model: a/b}\n", ["list of mappings"]),
         ("merge_method: linear\n", ["exactly one of `models`"]),
         ("merge_method: linear\nmodules: {text: {models: [{model: a/b}]}}\n", ["`modules`"]),
-        (config(*LINEAR, base=False).replace("acme/rlhf", "acme/rlhf+acme/lora"), ["LoRA", "adapter: ..."]),
+        (config(*LINEAR, base=False).replace("acme/rlhf", "acme/rlhf+a/b+c/d"), ["LoRA", "one adapter"]),
         (config(*LINEAR, base=False).replace("acme/rlhf", "acme/rlhf@a@b"), ["more than one @"]),
         (config(*LINEAR, base=False).replace("acme/rlhf", "models/a/rlhf"), ["neither a folder here nor a Hub id"]),
         (config(*LINEAR, base=False) + "dtype: bf16\n", ["(dtype)", "bfloat16"]),

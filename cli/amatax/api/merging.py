@@ -235,7 +235,7 @@ def _shipping(planned: Plan, repo: str, options: Mapping[str, Any], watcher: Wat
     from amatax.publishing.shipping import Shipping
 
     wishes = PushOptions(**options)
-    target = check_push(planned.recipe.models.by_role(), repo, wishes)
+    target = check_push(planned.recipe.models.references(), repo, wishes)
     return Shipping(planned, repo, target, wishes, watcher.say)
 
 

@@ -45,4 +45,4 @@ def check_push(recipe: RecipeSource, repo: str, **options: Any) -> None:
     """
     from amatax.publishing.push import PushOptions, check_push
 
-    check_push(as_recipe(recipe).models.by_role(), repo, PushOptions(**options))
+    check_push(as_recipe(recipe).models.references(), repo, PushOptions(**options))

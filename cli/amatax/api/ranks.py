@@ -81,9 +81,9 @@ def check_same(ranks: Ranks, planned: Plan, **options: Any) -> None:
             "options": options,
             "inputs": {
                 role: {
-                    checkpoint.name_of(file.path): {"size": file.size, "header": file.header}
-                    | ({"time": [file.mtime_ns, file.ctime_ns]} if checkpoint.commit is None else {})
-                    for file in checkpoint.files
+                    name: {"size": file.size, "header": file.header}
+                    | ({"time": [file.mtime_ns, file.ctime_ns]} if commit is None else {})
+                    for name, file, commit in checkpoint.inputs
                 }
                 for role, checkpoint in planned.checkpoints.items()
             },

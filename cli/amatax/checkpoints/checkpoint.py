@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from amatax.recipes.schema import expand_home
+
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 
 
 class TensorEntry(NamedTuple):
@@ -19,6 +21,36 @@ class TensorEntry(NamedTuple):
     path: Path
     offset: int
     nbytes: int
+    delta: LowRank | None = None  # what an adapter adds to it, when it is read
+
+    @property
+    def reads(self) -> int:
+        """Bytes read, the adapter's among them."""
+        return self.nbytes + sum(entry.nbytes for entry in (self.delta.entries if self.delta else ()))
+
+
+class LowRank(NamedTuple):
+    """What a LoRA adapter makes of a tensor W, seen as a matrix of its first dimension by all others.
+
+    W + scale * b @ a, or W + scale * (b @ a)^T where W is stored inputs first (`transposed`: Conv1D of GPT-2, embeddings). With a
+    magnitude m (DoRA, arXiv 2402.09353, Eq. 5) every output of that is brought to its length in m.
+
+    Attributes:
+        a: (r, inputs); None for a bias, to which b is added.
+        b: (outputs, r); (outputs,) for a bias.
+        magnitude: (outputs,), of a convolution (1, outputs, 1, ...).
+    """
+
+    a: TensorEntry | None
+    b: TensorEntry
+    scale: float
+    transposed: bool = False
+    magnitude: TensorEntry | None = None
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """The adapter's tensors that it is made of."""
+        return tuple(entry for entry in (self.a, self.b, self.magnitude) if entry is not None)
 
 
 class WeightFile(NamedTuple):
@@ -39,10 +71,70 @@ class WeightFile(NamedTuple):
         return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) != (self.size, self.mtime_ns, self.ctime_ns)
 
 
+class Input(NamedTuple):
+    """A file that a merge reads tensors of."""
+
+    name: str  # in its checkpoint; an adapter's begins with adapter/
+    file: WeightFile
+    commit: str | None  # by which it never changes
+
+
+def _pinned(ref: str, commit: str | None) -> str:
+    """The reference that will mean the same tomorrow: a folder, or a Hub id at its commit."""
+    return f"{ref.partition('@')[0]}@{commit}" if commit else ref
+
+
+def _touched_ns(ref: str, commit: str | None, folder: Path, files: Iterable[WeightFile]) -> int:
+    """When files were last changed, or their folder was put where it is (renamed, or a link to it turned)."""
+    times = [max(file.mtime_ns, file.ctime_ns) for file in files]
+    if commit is None:
+        path = Path(expand_home(ref)).absolute()  # links are not followed
+        links = [place for place in (path, *path.parents) if place.is_symlink()]
+        times += [folder.stat().st_ctime_ns, *(link.lstat().st_ctime_ns for link in links)]
+    return max(times)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that a checkpoint's tensors carry.
+
+    Attributes:
+        ref: as the recipe names it: a folder or a Hub id with its revision.
+        commit: the Hub's commit, None for folders.
+        folder: where its files are.
+        files: its weights and its config (whose `header` is the sha256 of all of it).
+        changes: how many tensors it changes.
+    """
+
+    ref: str
+    commit: str | None
+    folder: Path
+    files: tuple[WeightFile, ...]
+    changes: int = 0
+
+    @property
+    def pinned(self) -> str:
+        """The reference that will mean the same tomorrow."""
+        return _pinned(self.ref, self.commit)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its files."""
+        return sum(file.size for file in self.files)
+
+
 def architectures(config: dict[str, Any]) -> list[str]:
     """The classes that a config names; whatever else may stand there is none."""
     names = config.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def tie_flag(config: dict[str, Any]) -> bool | None:
+    """tie_word_embeddings, wherever it stands; None if the config leaves it to the class's default."""
+    for part in (config, *(config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), dict))):
+        if isinstance(part.get("tie_word_embeddings"), bool):
+            return part["tie_word_embeddings"]
+    return None
 
 
 @dataclass(frozen=True)
@@ -57,6 +149,7 @@ class Checkpoint:
         tensors: by disk name, in disk order (file by file, by offset).
         remote: of a repository of which only headers and configs were fetched: its files, each with what identifies its
             content (git's blob id, or sha256). The others of `folder`'s files are not there. None: all are.
+        adapter: what changes the tensors beside what is in `files`; their entries say how.
     """
 
     ref: str
@@ -68,6 +161,7 @@ class Checkpoint:
     files: tuple[WeightFile, ...]
     notes: list[str] = field(default_factory=list)
     remote: Mapping[str, str] | None = None
+    adapter: Adapter | None = None
 
     @property
     def names(self) -> list[str]:
@@ -88,14 +182,21 @@ class Checkpoint:
         return sum(entry.nbytes for entry in self.tensors.values())
 
     @property
+    def inputs(self) -> list[Input]:
+        """Every file that a merge reads tensors of, the adapter's too."""
+        found = [Input(self.name_of(file.path), file, self.commit) for file in self.files]
+        if self.adapter is not None:
+            commit = self.adapter.commit
+            found += [Input(f"adapter/{file.path.name}", file, commit) for file in self.adapter.files]
+        return found
+
+    @property
     def touched_ns(self) -> int:
-        """When the files were last changed, or the folder was put where it is (renamed, or a link to it turned)."""
-        times = [max(file.mtime_ns, file.ctime_ns) for file in self.files]
-        if self.commit is None:
-            path = Path(expand_home(self.ref)).absolute()  # links are not followed
-            links = [place for place in (path, *path.parents) if place.is_symlink()]
-            times += [self.folder.stat().st_ctime_ns, *(link.lstat().st_ctime_ns for link in links)]
-        return max(times)
+        """When the files were last changed, or their folders were put where they are."""
+        own = _touched_ns(self.ref, self.commit, self.folder, self.files)
+        if self.adapter is None:
+            return own
+        return max(own, _touched_ns(self.adapter.ref, self.adapter.commit, self.adapter.folder, self.adapter.files))
 
     @property
     def architectures(self) -> list[str]:
@@ -113,5 +214,5 @@ class Checkpoint:
 
     @property
     def pinned(self) -> str:
-        """The reference that will mean the same tomorrow: a folder, or a Hub id at its commit."""
-        return f"{self.ref.partition('@')[0]}@{self.commit}" if self.commit else self.ref
+        """The model's reference that will mean the same tomorrow: a folder, or a Hub id at its commit."""
+        return _pinned(self.ref, self.commit)

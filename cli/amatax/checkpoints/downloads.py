@@ -32,6 +32,7 @@ class Download:
         revision: by which it was asked for; "" for main.
         folder: the snapshot in the cache.
         files: name -> (what identifies its content: sha256, or git's blob id; bytes, 0 if it is small).
+        named_by: the file by which the cache learns what the revision stands for.
     """
 
     repo: str
@@ -39,6 +40,7 @@ class Download:
     revision: str
     folder: Path
     files: Mapping[str, tuple[str, int]]
+    named_by: str = "config.json"
 
     @property
     def root(self) -> Path:
@@ -101,9 +103,7 @@ def bring(download: Download) -> None:
         marked = [name for name in download.files if f"{download.commit}/{name}" in _marks(download.root)]
         compare(download.repo, download.folder, {name: download.files[name][0] for name in marked})
         _mark(download, marked, done=True)
-        fetch_file(
-            download.repo, "config.json", download.revision or None
-        )  # the cache then knows the name offline, too
+        remember_name(download)
     except AmataxError:
         raise
     except Exception as error:
@@ -112,7 +112,7 @@ def bring(download: Download) -> None:
 
 def remember_name(download: Download) -> None:
     """Let the cache know what a revision's name stands for, now that everything is there: it is asked without a network."""
-    fetch_file(download.repo, "config.json", download.revision or None)
+    fetch_file(download.repo, download.named_by, download.revision or None)
 
 
 def fetch_file(repo: str, name: str, revision: str | None, digest: str = "") -> Path:

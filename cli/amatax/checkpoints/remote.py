@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amatax import __version__
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, WeightFile
 from amatax.checkpoints.downloads import Download, fetch_file
-from amatax.checkpoints.folder import gather, read_config, read_json, weight_files
+from amatax.checkpoints.folder import IN_A_RECIPE, gather, read_config, read_json, weight_files
 from amatax.checkpoints.header import header_length, parse_header
 from amatax.checkpoints.hub_client import hub_api, patiently, range_options
 from amatax.checkpoints.hub_errors import hub_error, unreachable
@@ -175,8 +175,7 @@ def _is_plain(name: str) -> bool:
 
 def _no_config(repo: str, there: set[str]) -> HubError:
     if "adapter_config.json" in there:
-        hint = "merge it into its base model first (PEFT: merge_and_unload), then push that"
-        return HubError(f"{repo}: a LoRA adapter, not a whole model", hint)
+        return HubError(f"{repo}: a LoRA adapter, not a whole model", IN_A_RECIPE)
     shown = ", ".join(sorted(there)[:5])
     return HubError(
         f"{repo}: not a model (no config.json; it holds {shown or 'nothing'})", "check the id and the revision"

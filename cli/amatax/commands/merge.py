@@ -26,6 +26,7 @@ from amatax.errors import OutputError
 
 if TYPE_CHECKING:
     from amatax.api import MergeResult
+    from amatax.checkpoints.checkpoint import Adapter
     from amatax.planning.plan import Plan
     from amatax.streaming.ranks import Ranks
 
@@ -207,6 +208,10 @@ def plan_lines(plan: Plan, threads: int, stream: bool) -> list[str]:
         where = f" ({checkpoint.commit[:12]})" if checkpoint.commit else ""
         size = f"{len(checkpoint.tensors)} tensors, {human_bytes(checkpoint.nbytes)}, {len(checkpoint.files)} file(s)"
         lines.append(f"{role:<6} {checkpoint.ref}{where}: {size}")
+        if (adapter := checkpoint.adapter) is not None:
+            where = f" ({adapter.commit[:12]})" if adapter.commit else ""
+            size = f"on {adapter.changes} tensors, {human_bytes(adapter.nbytes)}"
+            lines.append(f"{'':<6} with the adapter {adapter.ref}{where}: {size}")
     kinds = {"merged": 0, "copied from sft": 0, "copied from rlhf": 0, "copied from base": 0}
     for tensor in plan.tensors.values():
         kinds[f"copied from {tensor.copy_of}" if tensor.copy_of else "merged"] += 1
@@ -239,7 +244,15 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "identity": plan.identity,
         "fetches": fetches(plan),
         "method": plan.recipe.merge.method,
-        "models": {role: {"ref": c.ref, "commit": c.commit, "bytes": c.nbytes} for role, c in plan.checkpoints.items()},
+        "models": {
+            role: {
+                "ref": c.ref,
+                "commit": c.commit,
+                "bytes": c.nbytes,
+                "adapter": c.adapter and _adapter_json(c.adapter),
+            }
+            for role, c in plan.checkpoints.items()
+        },
         "layers": plan.model.layers,
         "blocks": [
             {"layers": [b.layers.start, b.layers.stop - 1], "attention": b.attention, "mlp": b.mlp} for b in plan.blocks
@@ -263,6 +276,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "state": plan.found.value,
         "notes": plan.notes,
     }
+
+
+def _adapter_json(adapter: Adapter) -> dict[str, Any]:
+    return {"ref": adapter.ref, "commit": adapter.commit, "bytes": adapter.nbytes, "tensors": adapter.changes}
 
 
 def result_lines(result: MergeResult) -> list[str]:

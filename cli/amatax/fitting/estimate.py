@@ -38,7 +38,7 @@ def check_memory(plan: Plan, longest: int, options: FitOptions) -> None:
         plan.checkpoints["sft"].folder, trust_remote_code=options.trust_remote_code
     )
     tokens = max(longest, min(options.batch_tokens, most_tokens(config)))
-    models = sum(plan.checkpoints[role].nbytes for role in ("sft", "rlhf"))
+    models = model_bytes(plan)
     if options.shard:
         models //= rank_and_world()[1]
     compute = getattr(torch, options.compute or ("float32" if device.type == "cpu" else "bfloat16"))
@@ -55,6 +55,14 @@ def check_memory(plan: Plan, longest: int, options: FitOptions) -> None:
         f"{tokens} tokens {batch / 1e9:.1f}), and {free / 1e9:.1f} GB are free",
         f"{way}, or take another --device",
     )
+
+
+def model_bytes(plan: Plan) -> int:
+    """What both models take; an RLHF model that is SFT's with an adapter takes the adapter beside it."""
+    sft, rlhf = plan.checkpoints["sft"], plan.checkpoints["rlhf"]
+    if rlhf.adapter is not None and sft.adapter is None and sft.files == rlhf.files:
+        return sft.nbytes + rlhf.adapter.nbytes
+    return sft.nbytes + rlhf.nbytes
 
 
 def activation_bytes(config: Any, tokens: int, compute: torch.dtype, *, checkpointing: bool) -> int:

@@ -129,7 +129,9 @@ def _moved_paths(root: yaml.MappingNode, source: Path, target: Path) -> list[Edi
     """Folders and data files that are relative to the recipe, as they read from the new place."""
     edits = []
     models, fit = _value(root, "models"), _value(root, "fit")
-    found = [(v, True) for _, v in models[1].value] if models and isinstance(models[1], yaml.MappingNode) else []
+    named = [v for _, v in models[1].value] if models and isinstance(models[1], yaml.MappingNode) else []
+    parts = [[v for _, v in node.value] if isinstance(node, yaml.MappingNode) else [node] for node in named]
+    found = [(node, True) for nodes in parts for node in nodes]  # of {model, adapter} both
     if fit and isinstance(fit[1], yaml.MappingNode):
         found += [(item[1], False) for key in ("data", "prompts", "holdout") if (item := _value(fit[1], key))]
     for node, is_model in found:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amatax.checkpoints.checkpoint import Checkpoint
+from amatax.checkpoints.checkpoint import Adapter, Checkpoint
 from amatax.checkpoints.side_names import TOKENIZER_FILES
 from amatax.errors import OutputError
 from amatax.fitting.journal import Journal, unfinished
@@ -37,10 +37,16 @@ def job_head(
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, Any]:
     """What tells that a checkpoint is still the same one."""
-    if checkpoint.commit:
-        return {"ref": checkpoint.ref.partition("@")[0], "commit": checkpoint.commit}
-    files = [[file.path.name, file.size, file.header, file.mtime_ns] for file in checkpoint.files]
-    return {"ref": checkpoint.ref, "files": files, "sides": _side_hash(checkpoint.folder)}
+    adapter = {"adapter": _known(checkpoint.adapter)} if checkpoint.adapter is not None else {}
+    sides = {} if checkpoint.commit else {"sides": _side_hash(checkpoint.folder)}
+    return {**_known(checkpoint), **sides, **adapter}
+
+
+def _known(source: Checkpoint | Adapter) -> dict[str, Any]:
+    """A commit, or files with their times."""
+    if source.commit:
+        return {"ref": source.ref.partition("@")[0], "commit": source.commit}
+    return {"ref": source.ref, "files": [[f.path.name, f.size, f.header, f.mtime_ns] for f in source.files]}
 
 
 def check_output(output: Path, prompts: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import transformers
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.errors import CheckpointError
+from amatax.fitting.adapted import adapted_tensors
 from amatax.fitting.memory import out_of_memory
 from amatax.fitting.tokens import first_line, refuse_own_code
 
@@ -23,7 +25,7 @@ def load_model(
     """A model on the CPU, in evaluation mode.
 
     Args:
-        checkpoint: the folder.
+        checkpoint: the folder, with the adapter that it carries.
         dtype: of the loaded weights; that of the checkpoint by default.
         reward: a sequence-classification model; else a causal language model.
 
@@ -36,10 +38,17 @@ def load_model(
     else:
         model_class = getattr(transformers, checkpoint.loaded_by, transformers.AutoModelForCausalLM)
     refuse_own_code(checkpoint.folder, checkpoint.config, trust_remote_code)
+    source: Any = checkpoint.folder
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     try:
-        model, info = model_class.from_pretrained(
-            checkpoint.folder, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
-        )
+        if checkpoint.adapter is not None:
+            source, options = None, options | {"state_dict": adapted_tensors(checkpoint)}
+            model_class, options["config"] = _class_and_config(model_class, checkpoint.folder, trust_remote_code)
+        else:
+            options["trust_remote_code"] = trust_remote_code
+        model, info = model_class.from_pretrained(source, **options)
+        if checkpoint.adapter is not None and (checkpoint.folder / "generation_config.json").exists():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(checkpoint.folder)
     except Exception as error:
         if out_of_memory(error):
             raise
@@ -57,3 +66,12 @@ def load_model(
             "responses are sampled from, and fitted on, models like LlamaForCausalLM",
         )
     return model.eval()
+
+
+def _class_and_config(model_class: Any, folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The class that an Auto class stands for, and the folder's config: what loads tensors that are in no folder."""
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if not hasattr(model_class, "from_config"):
+        return model_class, config
+    with torch.device("meta"):
+        return type(model_class.from_config(config, trust_remote_code=trust_remote_code)), config

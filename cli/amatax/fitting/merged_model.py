@@ -1,6 +1,7 @@
 """A transformers model whose weights are merged at the moment they are used, differentiable in the ratios (AMA, Eq. 8).
 
-Every parameter keeps both models' tensors in the dtype they are stored in; the merged one exists while its layer runs. The kernel
+Every parameter keeps both models' tensors in the dtype they are stored in (of an RLHF model that is SFT's with an adapter: the
+adapter's factors instead of a second tensor); the merged one exists while its layer runs. The kernel
 is the merge method's own. Backward needs a weight again for its layer's input gradient: it is merged again instead of kept, and
 its gradient goes straight into one number per group, d L/d ratio = <d L/d W, d W/d ratio>.
 """
@@ -21,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from amatax.checkpoints.dtypes import INTEGER
 from amatax.errors import AmataxError, CheckpointError
+from amatax.fitting.adapted import Factors, low_rank_changes
 from amatax.fitting.loading import load_model
 from amatax.fitting.ranks import shard
 from amatax.methods import kernel as method_kernel
@@ -35,7 +37,7 @@ HALF_UNITS = {  # what CPUs that multiply half precision call it
     torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"),
     torch.float16: ("amx_fp16", "avx512_fp16", "fp16_arith"),
 }
-Both = tuple[torch.Tensor, torch.Tensor]  # a parameter of SFT and of RLHF
+Both = tuple[torch.Tensor, torch.Tensor | Factors]  # a parameter of SFT and of RLHF
 
 
 class Method(NamedTuple):
@@ -106,7 +108,7 @@ class MergedModel:
             for name in [n for n, value in vars(module).items() if "drop" in n and isinstance(value, float)]:
                 setattr(module, name, 0.0)
 
-    def merge(self, sft: torch.Tensor, rlhf: torch.Tensor, group: int) -> torch.Tensor:
+    def merge(self, sft: torch.Tensor, rlhf: torch.Tensor | Factors, group: int) -> torch.Tensor:
         """One parameter, merged, in the compute dtype."""
         ratio = self._ratios[group]
         if self._moves[group] and torch.is_grad_enabled():
@@ -123,13 +125,14 @@ class MergedModel:
         ratio, sft = self._ratios[merging.group], module.parametrizations.weight.original
         if not self._moves[merging.group]:
             ratio = ratio.detach()
-        output: torch.Tensor = _Linear.apply(inputs, (sft, merging.rlhf), ratio, self.method, self.compute)
+        output: torch.Tensor = _Linear.apply(inputs, (sft, merging.other()), ratio, self.method, self.compute)
         return output if module.bias is None else output + module.bias
 
     def embedding(self, module: Any, ids: torch.Tensor) -> torch.Tensor:
         """nn.Embedding's forward: the rows that are asked for, merged."""
         (merging,) = module.parametrizations.weight
-        sft, rlhf = (F.embedding(ids, t) for t in (module.parametrizations.weight.original, merging.rlhf))
+        sft, other = F.embedding(ids, module.parametrizations.weight.original), merging.other()
+        rlhf = other.at(ids, sft) if isinstance(other, Factors) else F.embedding(ids, other)
         return self.merge(sft, rlhf, merging.group)
 
     def _pack(self, saved: torch.Tensor) -> Any:
@@ -151,7 +154,12 @@ class _Merge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, sft: torch.Tensor, rlhf: torch.Tensor, ratio: torch.Tensor, method: Method, compute: torch.dtype
+        ctx: Any,
+        sft: torch.Tensor,
+        rlhf: torch.Tensor | Factors,
+        ratio: torch.Tensor,
+        method: Method,
+        compute: torch.dtype,
     ) -> torch.Tensor:
         ctx.both, ctx.ratio, ctx.method = (sft, rlhf), float(ratio), method
         return _merged(ctx.both, ctx.ratio, method, compute)
@@ -215,16 +223,22 @@ def _parts(weight: torch.Tensor, compute: torch.dtype) -> list[slice]:
 
 
 def _part(both: Both, part: slice) -> Both:
-    return both[0][part], both[1][part]
+    sft, rlhf = both
+    return sft[part], rlhf.part(part) if isinstance(rlhf, Factors) else rlhf[part]
 
 
 def _merged(both: Both, ratio: float, method: Method, compute: torch.dtype) -> torch.Tensor:
     """A parameter in the compute dtype; what is stored narrower is widened piece by piece and not rounded again."""
-    end = method.copies.get(ratio)
-    if end is not None:
-        return both[0 if end == "sft" else 1].to(compute)
-    if both[0].dtype == both[1].dtype == compute:
-        return method.kernel({"sft": both[0], "rlhf": both[1]}, ratio)
+    end, (sft, rlhf) = method.copies.get(ratio), both
+    if end == "sft":
+        return sft.to(compute)
+    if isinstance(rlhf, Factors):
+        if end is not None:
+            method = method._replace(kernel=_of_rlhf)
+    elif end is not None:
+        return rlhf.to(compute)
+    elif sft.dtype == rlhf.dtype == compute:
+        return method.kernel({"sft": sft, "rlhf": rlhf}, ratio)
     merged, wide = torch.empty_like(both[0], dtype=compute), torch.promote_types(compute, torch.float32)
     flat = merged.view(-1)
     for piece, tensors in _widened(both, wide):
@@ -233,6 +247,11 @@ def _merged(both: Both, ratio: float, method: Method, compute: torch.dtype) -> t
         else:
             flat[piece] = method.kernel(tensors, ratio)
     return merged
+
+
+def _of_rlhf(tensors: dict[str, torch.Tensor], ratio: float, out: torch.Tensor | None = None) -> torch.Tensor:
+    """A kernel that takes RLHF's."""
+    return tensors["rlhf"] if out is None else out.copy_(tensors["rlhf"])
 
 
 def _merged_again(
@@ -261,7 +280,10 @@ def _ratio_gradient(both: Both, ratio: float, method: Method, grad: torch.Tensor
 
 def _widened(both: Both, wide: torch.dtype) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
     """Both, piece by piece, in memory that the next piece takes again; what has the dtype already is not copied."""
-    flat = [tensor.view(-1) for tensor in both]
+    if isinstance(both[1], Factors):
+        yield from _multiplied(both[0], both[1], wide)
+        return
+    flat = [both[0].view(-1), both[1].view(-1)]
     size = min(_piece(flat[0]), len(flat[0])) or 1
     room = [None if t.dtype == wide else torch.empty(size, dtype=wide, device=t.device) for t in flat]
     for begin in range(0, len(flat[0]), size):
@@ -271,6 +293,19 @@ def _widened(both: Both, wide: torch.dtype) -> Iterator[tuple[slice, dict[str, t
         yield piece, {"sft": sft, "rlhf": rlhf}
 
 
+def _multiplied(
+    sft: torch.Tensor, factors: Factors, wide: torch.dtype
+) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
+    """Both, some rows at a time: the product is never whole."""
+    rows, columns = sft.shape
+    step = max(1, _piece(sft) // max(1, columns))
+    for begin in range(0, rows, step):
+        part = slice(begin, min(begin + step, rows))
+        base = sft[part].to(wide)
+        numbers = {"sft": base.view(-1), "rlhf": factors.part(part).on(base).view(-1)}
+        yield slice(part.start * columns, part.stop * columns), numbers
+
+
 def _piece(tensor: torch.Tensor) -> int:
     return PIECE.get(tensor.device.type, LARGE_PIECE)
 
@@ -278,13 +313,19 @@ def _piece(tensor: torch.Tensor) -> int:
 class _Merging(nn.Module):
     """The parametrization of one parameter: the registered original is SFT's."""
 
-    def __init__(self, rlhf: torch.Tensor, owner: MergedModel, group: int) -> None:
+    def __init__(self, rlhf: torch.Tensor | Factors, owner: MergedModel, group: int) -> None:
         super().__init__()
-        self.rlhf = nn.Parameter(rlhf, requires_grad=False)
+        kept = rlhf if isinstance(rlhf, Factors) else (rlhf,)
+        self.low_rank = isinstance(rlhf, Factors)
+        self.kept = nn.ParameterList(nn.Parameter(t, requires_grad=False) for t in kept if t is not None)
         self._owner, self.group = owner, group
 
+    def other(self) -> torch.Tensor | Factors:
+        """RLHF's."""
+        return Factors(*self.kept) if self.low_rank else self.kept[0]
+
     def forward(self, sft: torch.Tensor) -> torch.Tensor:
-        return self._owner.merge(sft, self.rlhf, self.group)
+        return self._owner.merge(sft, self.other(), self.group)
 
 
 def fitted_method(recipe: Recipe) -> Method:
@@ -327,25 +368,22 @@ def load_merged_model(
     """
     sft = _load(plan, "sft", trust_remote_code)
     group_of = _parameter_groups(plan, sft, groups)
-    rlhf = _load(plan, "rlhf", trust_remote_code)
     method = fitted_method(plan.recipe)
     owner = MergedModel(sft, rows, method, compute or sft.dtype)
-    theirs = dict(rlhf.named_parameters(remove_duplicate=False))
-    saved, others = sft.state_dict().keys(), dict(rlhf.named_buffers())
-    for name, buffer in sft.named_buffers():
-        if name in saved and buffer.is_floating_point() and not torch.equal(buffer, others[name]):
-            owner.notes.append(f"{name!r} is a buffer that differs: the fit uses sft's, the merge averages it")
-    for name, parameter in list(sft.named_parameters(remove_duplicate=False)):
+    for _, parameter in list(sft.named_parameters(remove_duplicate=False)):
         parameter.requires_grad_(False)
         parameter.data = parameter.data.contiguous()
-        if name not in theirs or theirs[name].shape != parameter.shape:
+    theirs = _rlhf_parameters(plan, sft, owner, trust_remote_code)
+    for name, parameter in list(sft.named_parameters(remove_duplicate=False)):
+        other = theirs.get(name)
+        if other is None or (not isinstance(other, Factors) and other.shape != parameter.shape):
             hint = "do both configs name the same class and sizes?"
             raise CheckpointError(f"{name!r}, as transformers loads it, is another parameter in rlhf", hint)
     for name, group in group_of.items():
         path, _, leaf = name.rpartition(".")
         module = sft.get_submodule(path)
         usual = {nn.Linear: owner.linear, nn.Embedding: owner.embedding}.get(type(module)) if leaf == "weight" else None
-        merging = _Merging(theirs[name].detach().contiguous(), owner, group)
+        merging = _Merging(theirs[name], owner, group)
         parametrize.register_parametrization(module, leaf, merging, unsafe=True)
         if usual is not None:  # `module.weight` stays right for code that takes it by itself
             module.forward = partial(usual, module)
@@ -358,11 +396,28 @@ def load_merged_model(
     return owner
 
 
+def _rlhf_parameters(
+    plan: Plan, sft: Any, owner: MergedModel, trust_remote_code: bool
+) -> dict[str, torch.Tensor | Factors]:
+    """RLHF's, by the names that SFT's have."""
+    mine = dict(sft.named_parameters(remove_duplicate=False))
+    low_rank = low_rank_changes(plan.checkpoints["sft"], plan.checkpoints["rlhf"], mine)
+    if low_rank is not None:
+        return low_rank
+    rlhf = _load(plan, "rlhf", trust_remote_code)
+    saved, others = sft.state_dict().keys(), dict(rlhf.named_buffers())
+    for name, buffer in sft.named_buffers():
+        if name in saved and buffer.is_floating_point() and not torch.equal(buffer, others[name]):
+            owner.notes.append(f"{name!r} is a buffer that differs: the fit uses sft's, the merge averages it")
+    return {name: p.detach().contiguous() for name, p in rlhf.named_parameters(remove_duplicate=False)}
+
+
 def _load(plan: Plan, role: str, trust_remote_code: bool) -> Any:
     """One of the two, in a dtype that rounds nothing."""
     checkpoint = plan.checkpoints[role]
     stored = {entry.dtype for entry in checkpoint.tensors.values()}
-    dtype = torch.float64 if "F64" in stored else torch.float32 if "F32" in stored else "auto"
+    wide = "F32" in stored or checkpoint.adapter is not None
+    dtype = torch.float64 if "F64" in stored else torch.float32 if wide else "auto"
     return load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
 
 

@@ -36,7 +36,8 @@ class LocalModel:
         head = {"model": fingerprint(self._model)}
         if self._of_tokenizer is not self._model:
             tokenizer = fingerprint(self._of_tokenizer)
-            tokenizer.pop("files", None)  # its weights have no say
+            for weights in ("files", "adapter"):  # they have no say
+                tokenizer.pop(weights, None)
             head["tokenizer"] = tokenizer
         return head
 
@@ -99,7 +100,7 @@ class ServedModel:
         from amatax.fitting.client import Server, server_url
 
         self.notes: list[str] = []
-        self._options, self._watcher, self._ref = options, watcher, recipe.models.by_role()[options.role]
+        self._options, self._watcher, self._ref = options, watcher, str(recipe.models.by_role()[options.role])
         self._server = Server(server_url(options.server or ""), options.retries, options.timeout, options.concurrency)
 
     def head(self, earlier: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 import os
 
 from amatax.methods import method_needs
-from amatax.planning.plan import Plan
+from amatax.planning.plan import Plan, PlannedTensor
 
 CPU_ELEMENTS = 1 << 18  # of a chunk, read and written at once: smaller ones cost more calls (benchmarks/RESULTS.md)
 CPU_BLOCK = 1 << 17  # merged at once: what a core's own cache holds
@@ -30,4 +30,11 @@ def expected_memory(plan: Plan, threads: int | None = None) -> int:
         default=2,
     )
     worker = CPU_ELEMENTS * width * (roles + 1) + CPU_BLOCK * 8 * (roles + 1)
-    return PROCESS + (threads or default_threads()) * worker + PER_TENSOR * len(plan.tensors)
+    adapters = max((_adapter_bytes(tensor) for tensor in plan.tensors.values()), default=0)
+    return PROCESS + (threads or default_threads()) * (worker + adapters) + PER_TENSOR * len(plan.tensors)
+
+
+def _adapter_bytes(tensor: PlannedTensor) -> int:
+    """What a worker holds of a tensor's adapters: their factors as numbers, and a tile of their product."""
+    deltas = [entry.delta for entry in tensor.sources.values() if entry.delta is not None]
+    return sum(8 * (CPU_BLOCK + sum(math.prod(e.shape) for e in delta.entries)) for delta in deltas)

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from amatax.checkpoints.checkpoint import TEXT_CONFIGS
+
 Kind = Literal["attention", "mlp", "layer", "norm", "head", "embedding", "other"]
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers", "decoder_layers")
 ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "num_layers", "n_layers", "num_hidden_layers")
 DECODER_KEYS = ("decoder_layers", "num_decoder_layers", "num_layers", "n_layers", "num_hidden_layers")
-TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 
 INDEX = re.compile(r"(?:^|\.)(\d{1,9})(?=\.|$)")
 BESIDE = re.compile(r"visi|visual|audio|projector|merger|mtp|image|speech", re.IGNORECASE)  # stacks beside the backbone

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry
+from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, tie_flag
 from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE, torch_name
 from amatax.checkpoints.opening import open_checkpoint
-from amatax.errors import AmataxError, Fault, PlanError
+from amatax.errors import AdapterError, AmataxError, Fault, PlanError
 from amatax.methods import method_copies, method_needs, options_model
 from amatax.planning import siblings
 from amatax.planning.destination import State, destination_faults, state
@@ -21,7 +21,7 @@ from amatax.planning.layout import OutputTensor, Shard, lay_out
 from amatax.planning.names import Anatomy, Place, anatomy
 from amatax.planning.ratios import PlannedBlock, plan_blocks, tensor_ratios
 from amatax.planning.side_files import side_files
-from amatax.planning.tying import resolve_tying, tie_flag
+from amatax.planning.tying import resolve_tying
 from amatax.recipes.schema import Merge, Ratios, Recipe, expand_home, is_folder
 
 FORMAT = 1  # of the record; part of the identity
@@ -42,8 +42,9 @@ class PlannedTensor(NamedTuple):
 
     @property
     def reads(self) -> int:
-        """Bytes read."""
-        return sum(entry.nbytes for entry in self.sources.values())
+        """Bytes read; what two models share is read once."""
+        shared = {(entry.path, entry.offset): entry.nbytes for entry in self.sources.values()}
+        return sum(shared.values()) + sum(entry.reads - entry.nbytes for entry in self.sources.values())
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,8 @@ def make_plan(
     if output is not None:
         folders = {checkpoint.folder for checkpoint in checkpoints.values()}
         folders |= {
-            Path(ref).resolve() for ref in recipe.models.by_role().values() if is_folder(ref)
-        }  # also unread ones
+            Path(ref).resolve() for ref in recipe.models.references().values() if is_folder(ref)
+        }  # also adapters, and what is not read
         sizes = {shard.file: shard.nbytes for shard in shards}
         try:
             found = state(output, identity, sizes)
@@ -236,6 +237,9 @@ def _open_all(recipe: Recipe, faults: list[Fault], remote: bool) -> dict[str, Ch
             continue
         try:
             checkpoints[role] = open_checkpoint(named[role], remote=remote)
+        except AdapterError as error:
+            where = recipe.where("models", role, "adapter")
+            faults += [Fault(fault.message, where, fault.hint) for fault in error.faults]
         except AmataxError as error:
             faults.append(Fault(error.message, recipe.where("models", role), error.hint))
     return checkpoints
@@ -346,14 +350,22 @@ def _notes(
 
 def _pin(recipe: Recipe, ratios: Ratios, checkpoints: dict[str, Checkpoint]) -> Recipe:
     """The recipe with Hub models at their commits and the method's defaults written out, so that it means the same tomorrow."""
-    pinned = {
-        role: checkpoints[role].pinned if role in checkpoints else ref for role, ref in recipe.models.by_role().items()
-    }
+    commits: dict[str, str] = {}
+    for role, checkpoint in checkpoints.items():
+        commits[role] = checkpoint.pinned
+        if checkpoint.adapter is not None:
+            commits[f"{role} adapter"] = checkpoint.adapter.pinned
     options = options_model(recipe.merge.method).model_validate(recipe.merge.options).model_dump()
     merge = Merge.model_validate({**recipe.merge.model_dump(), **options, "ratios": ratios})
-    result = recipe.model_copy(update={"models": recipe.models.model_copy(update=pinned), "merge": merge})
+    models = recipe.models.renamed(lambda key, ref: commits.get(key, ref))
+    result = recipe.model_copy(update={"models": models, "merge": merge})
     result._origin = recipe._origin
     return result
+
+
+def _adapter(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the identity says of an adapter; nothing where there is none."""
+    return {"adapter": checkpoint.adapter.pinned} if checkpoint.adapter is not None else {}
 
 
 def _identity(recipe: Recipe, checkpoints: dict[str, Checkpoint], shards: list[Shard]) -> str:
@@ -361,7 +373,7 @@ def _identity(recipe: Recipe, checkpoints: dict[str, Checkpoint], shards: list[S
     content = {
         "format": FORMAT,
         "models": {
-            role: {"ref": c.pinned, "files": [(c.name_of(f.path), f.size, f.header) for f in c.files]}
+            role: {"ref": c.pinned, "files": [(i.name, i.file.size, i.file.header) for i in c.inputs], **_adapter(c)}
             for role, c in sorted(checkpoints.items())
         },
         "merge": recipe.merge.model_dump(mode="json"),

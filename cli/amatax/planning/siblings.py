@@ -95,11 +95,12 @@ def same_tensors(
         yield Fault(message, other.ref, "integers cannot be averaged with numbers; is one of them quantised?")
     differ = [n for n, e in sft.items() if n in tensors and tensors[n].shape != e.shape]
     vocabulary = [n for n in differ if only_rows_differ(sft[n], tensors[n], mine.places[n])]
-    if vocabulary and not (role == "base" and common_rows):
+    adapted = [n for n in vocabulary if tensors[n].delta is not None]
+    if vocabulary and not (role == "base" and common_rows and not adapted):
         name = vocabulary[0]
         ours, others = sft[name].shape[0], tensors[name].shape[0]
         hint = f"bring both to one size first: model.resize_token_embeddings({max(ours, others)}), tokenizer included"
-        if role == "base":
+        if role == "base" and not adapted:
             hint = "`vocabulary: common` under `merge` merges the rows that all have, and averages sft and rlhf in the others"
         yield Fault(f"the vocabularies differ: {name!r} has {ours} rows in sft and {others} in {role}", other.ref, hint)
     rest = [n for n in differ if n not in vocabulary]

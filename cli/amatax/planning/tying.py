@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, architectures
+from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, architectures, tie_flag
 from amatax.errors import Fault
-from amatax.planning.names import TEXT_CONFIGS, Anatomy, is_token_embedding
+from amatax.planning.names import Anatomy, is_token_embedding
 
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
 WITHOUT_VOCABULARY = ("Classification", "QuestionAnswering", "MultipleChoice", "RewardModel")  # another head
@@ -73,14 +73,6 @@ def resolve_tying(
     return Tying()
 
 
-def tie_flag(config: dict[str, Any]) -> bool | None:
-    """tie_word_embeddings, wherever it stands; None if the config leaves it to the class's default."""
-    for part in (config, *(config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), dict))):
-        if isinstance(part.get("tie_word_embeddings"), bool):
-            return part["tie_word_embeddings"]
-    return None
-
-
 def head_names(tensors: dict[str, TensorEntry], model: Anatomy) -> tuple[list[str], list[str]]:
     """(token embeddings, heads over the vocabulary, which may have more or fewer rows)."""
     embeddings = [n for n in tensors if n in model.places and is_token_embedding(n, model.places[n])]
@@ -105,6 +97,8 @@ def is_tied(config: dict[str, Any]) -> bool:
 
 def same_bytes(a: TensorEntry, b: TensorEntry, block: int = 1 << 22) -> bool:
     """Whether two tensors hold the same bytes. Reads tensor data: only for a tied pair that is on disk twice."""
+    if a.delta != b.delta:
+        return False
     if (a.path, a.offset, a.nbytes) == (b.path, b.offset, b.nbytes):
         return True
     if (a.dtype, a.shape) != (b.dtype, b.shape):

@@ -106,7 +106,7 @@ def push_folder(
         HubError: if the Hub says no, or holds something else at the end.
     """
     recipe = load_recipe(folder / RECIPE) if (folder / RECIPE).is_file() else None
-    target = check_push(recipe.models.by_role() if recipe is not None else {}, repo, options)
+    target = check_push(recipe.models.references() if recipe is not None else {}, repo, options)
     start(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
     files, record = finished_files(folder, advance)
     recipe = recipe or load_recipe(folder / RECIPE)
@@ -134,7 +134,7 @@ def push_folder(
         raise
     except Exception as error:
         raise hub_error(error, repo, options.revision or "", writing=True) from error
-    notes = push_notes(repo, target, recipe.models.by_role(), sections)
+    notes = push_notes(repo, target, recipe.models.references(), sections)
     if options.create_pr and not info.pr_url:
         notes.insert(0, "the repository holds this very model already: no pull request was opened")
     return Pushed(repo, info.pr_url or info.commit_url, info.oid, sizes, notes)

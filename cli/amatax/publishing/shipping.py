@@ -157,7 +157,7 @@ class Shipping:
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
         self._begin()
-        options, models = self.options, self.plan.recipe.models.by_role()
+        options, models = self.options, self.plan.recipe.models.references()
         shards = [shard.file for shard in self.plan.shards]
         stale = stale_files(self.api, self.repo, [*files, *shards], options) if self.target.exists else []
         if options.revision and options.revision != "main":

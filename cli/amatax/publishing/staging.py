@@ -71,8 +71,12 @@ def staged(
             for file in (CARD, RECIPE, PICTURE, *cleaned)
             if (stage / file).exists()
         }
-        models = public.models.by_role()
-        said = {role: {**known, "ref": models.get(role, "")} for role, known in record.get("models", {}).items()}
+        models = public.models.references()
+        said = {
+            role: {**known, "ref": models.get(role, "")}
+            | ({"adapter": models.get(f"{role} adapter", "")} if "adapter" in known else {})
+            for role, known in record.get("models", {}).items()
+        }
         write_json(
             stage / RECORD, {**record, "models": said, "files": dict(sorted({**record["files"], **changed}.items()))}
         )
@@ -99,10 +103,9 @@ def _results(repo: str, fit: Any) -> dict[str, object]:
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """The recipe with `./ROLE` for every local folder, and without the output's path."""
-    public = {role: f"./{role}" if is_folder(ref) else ref for role, ref in recipe.models.by_role().items()}
+    """The recipe with `./ROLE` (or `./ROLE-adapter`) for every local folder, and without the output's path."""
     changes: dict[str, object] = {
-        "models": recipe.models.model_copy(update=public),
+        "models": recipe.models.renamed(lambda key, ref: f"./{key.replace(' ', '-')}" if is_folder(ref) else ref),
         "output": recipe.output.model_copy(update={"path": None}),
     }
     if recipe.fit is not None:
@@ -137,7 +140,7 @@ def is_path(text: str) -> bool:
 
 def _recipe_text(public: Recipe, recipe: Recipe) -> str:
     lines = ["# What this model was merged from: `amatax merge THIS_FILE OUTPUT` makes the same weights again."]
-    local = [role for role, ref in recipe.models.by_role().items() if is_folder(ref)]
+    local = [role for role, ref in recipe.models.references().items() if is_folder(ref)]
     if local:
         lines.append(f"# {' and '.join(local)} came from local folders: to merge again, put them beside this file.")
     return "\n".join([*lines, dump_recipe(public)])

@@ -67,8 +67,8 @@ def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
         faults += _reference_faults(data.get("models"), origin)
         faults += _method_faults(data.get("merge", {}), data.get("models"), origin)
         if recipe is not None and not faults:
-            models = {role: _absolute(model, folder) for role, model in recipe.models.by_role().items()}
-            recipe = recipe.model_copy(update={"models": schema.Models.model_validate(models)})
+            models = recipe.models.renamed(lambda _, model: _absolute(model, folder))
+            recipe = recipe.model_copy(update={"models": models})
             recipe._origin = origin
             return recipe
     raise RecipeError(faults)
@@ -191,6 +191,7 @@ def _keys_at(path: Path_) -> list[str]:
     homes: dict[str, type[BaseModel]] = {
         "": Recipe,
         "models": schema.Models,
+        **dict.fromkeys(schema.Models.model_fields, schema.Adapted),
         "merge": schema.Merge,
         "output": schema.Output,
         "fit": schema.Fit,
@@ -215,16 +216,24 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def _reference_faults(models: Any, origin: Origin) -> Iterator[Fault]:
-    """Models, as written, that can be neither a folder nor on the Hub."""
-    for role, model in models.items() if isinstance(models, dict) else ():
-        if not isinstance(model, str) or role not in schema.Models.model_fields or not model or is_folder(model):
+    """Models and adapters, as written, that can be neither a folder nor on the Hub."""
+    for role, written in models.items() if isinstance(models, dict) else ():
+        if role not in schema.Models.model_fields:
             continue
-        if model.partition("@")[0].count("/") > 1 or " " in model or model.startswith("@"):
-            yield Fault(
-                f"{model!r} is neither a folder nor a Hub id",
-                origin.where(("models", role)),
-                "a folder begins with ./, ../, / or ~; a Hub id is owner/name or owner/name@revision",
-            )
+        parts = (
+            {("models", role, key): written.get(key) for key in schema.Adapted.model_fields}
+            if isinstance(written, dict)
+            else {("models", role): written}
+        )
+        for path, model in parts.items():
+            if not isinstance(model, str) or not model or is_folder(model):
+                continue
+            if model.partition("@")[0].count("/") > 1 or " " in model or model.startswith("@"):
+                yield Fault(
+                    f"{model!r} is neither a folder nor a Hub id",
+                    origin.where(path),
+                    "a folder begins with ./, ../, / or ~; a Hub id is owner/name or owner/name@revision",
+                )
 
 
 def _method_faults(merge: Any, models: Any, origin: Origin) -> Iterator[Fault]:

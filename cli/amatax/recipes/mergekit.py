@@ -87,7 +87,7 @@ def to_recipe(
 
 def _roles(
     config: Mergekit, pair: Pair, method: str, target: Path, faults: list[Fault]
-) -> tuple[dict[str, str], dict[str, str]]:
+) -> tuple[dict[str, str | dict[str, str]], dict[str, str]]:
     """`models` and `output`: config.json and tokenizer are those of mergekit's base, if it has one."""
     by_name = {pair.sft: "sft", pair.rlhf: "rlhf"}
     if config.base is not None:
@@ -106,11 +106,19 @@ def _roles(
     models = {"sft": pair.sft, "rlhf": pair.rlhf}
     if config.base is not None and ("base" in method_needs(method) or "base" in output.values()):
         models = {"base": config.base, **models}
-    return {role: _reference(config, model, target, faults) for role, model in models.items()}, output
+    return {role: _model(config, model, target, faults) for role, model in models.items()}, output
+
+
+def _model(config: Mergekit, model: str, target: Path, faults: list[Fault]) -> str | dict[str, str]:
+    """A model, or a model and the LoRA adapter on it (`model+adapter`), as a recipe names them."""
+    own, plus, adapter = model.partition("+")
+    if not plus:
+        return _reference(config, own, target, faults)
+    return {"model": _reference(config, own, target, faults), "adapter": _reference(config, adapter, target, faults)}
 
 
 def _reference(config: Mergekit, model: str, target: Path, faults: list[Fault]) -> str:
-    """A model as a recipe names it. In mergekit folders are relative to the working directory, in a recipe to its file."""
+    """A folder or Hub id. In mergekit folders are relative to the working directory, in a recipe to its file."""
     path = model.partition("@")[0]
     if is_folder(path) or Path(path).is_dir():
         if path.startswith(("/", "~")):

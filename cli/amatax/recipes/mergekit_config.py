@@ -39,7 +39,7 @@ NO_METHOD = {  # mergekit's, and why there is no such recipe
 }
 NO_SUCH = ("arcee_fusion", "karcher", "multislerp", "nearswap", "ram", "ramplus_tl", "sce")
 YAML_HINT = "look at that line"
-LORA_HINT = "write the model without it here, and the adapter into the recipe: `rlhf: {model: ..., adapter: ...}`"
+LORA_HINT = "write `model+adapter` in one line, one adapter for a model"
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,12 @@ def _model(raw: Any, at: Path_, origin: Origin, faults: list[Fault]) -> str:
         case _:
             faults.append(Fault("a model is a folder or owner/name", origin.where(at), "write `model: owner/name`"))
             return repr(raw)
-    if "+" in name or rest.get("lora"):
-        faults.append(Fault(f"{name!r} has a LoRA adapter", origin.where(at), LORA_HINT))
+    if rest.get("lora") or name.count("+") > 1:
+        faults.append(Fault(f"{name!r}: a LoRA adapter in another form", origin.where(at), LORA_HINT))
     elif rest.get("override_architecture"):
         message = "`override_architecture`: a recipe goes by the tensors' names and knows no architectures"
         faults.append(Fault(message, origin.where(at), "leave it out"))
-    elif name.count("@") > 1:
+    elif any(half.count("@") > 1 for half in name.split("+")):
         faults.append(Fault(f"{name!r} has more than one @", origin.where(at), "owner/name@revision"))
     return name
 

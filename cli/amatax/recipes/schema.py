@@ -6,6 +6,7 @@ Every ratio is the share of the RLHF model: 0 is SFT (theta_0), 1 is RLHF (theta
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -26,17 +27,57 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Adapted(_Model):
+    """A model with a PEFT adapter on it."""
+
+    model: str = Field(min_length=1, description="the model that the adapter was trained on, a folder or a Hub id")
+    adapter: str = Field(min_length=1, description="the adapter: LoRA and what is like it, a folder or a Hub id")
+
+    def __str__(self) -> str:
+        return f"{self.model} with {self.adapter}"
+
+
+def _model_form(value: Any) -> str:
+    return "adapted" if isinstance(value, dict | Adapted) else "model"
+
+
+Model = Annotated[
+    Annotated[str, Field(min_length=1), Tag("model")] | Annotated[Adapted, Tag("adapted")],
+    Discriminator(_model_form),
+]
+
+
 class Models(_Model):
-    """Which checkpoints: folders (./, ../, / or ~ in front) or Hub ids, with @revision if wanted."""
+    """Which checkpoints: folders (./, ../, / or ~ in front) or Hub ids, with @revision if wanted; or {model, adapter}."""
 
-    base: str | None = Field(None, min_length=1, description="the pre-trained model; only delta methods need it")
-    sft: str = Field(min_length=1, description="the model before RLHF (theta_0)")
-    rlhf: str = Field(min_length=1, description="the model after RLHF (theta)")
+    base: Model | None = Field(None, description="the pre-trained model; only delta methods need it")
+    sft: Model = Field(description="the model before RLHF (theta_0)")
+    rlhf: Model = Field(description="the model after RLHF (theta)")
 
-    def by_role(self) -> dict[str, str]:
+    def by_role(self) -> dict[str, str | Adapted]:
         """The models that are named, in the order base, sft, rlhf."""
-        named = {"base": self.base or "", "sft": self.sft, "rlhf": self.rlhf}
-        return {role: model for role, model in named.items() if model}
+        named = {"base": self.base, "sft": self.sft, "rlhf": self.rlhf}
+        return {role: model for role, model in named.items() if model is not None}
+
+    def references(self) -> dict[str, str]:
+        """Every folder and Hub id that is named: of a role its model, then its adapter as `ROLE adapter`."""
+        found: dict[str, str] = {}
+        for role, model in self.by_role().items():
+            adapted = model if isinstance(model, Adapted) else None
+            found[role] = adapted.model if adapted else str(model)
+            if adapted:
+                found[f"{role} adapter"] = adapted.adapter
+        return found
+
+    def renamed(self, rename: Callable[[str, str], str]) -> Models:
+        """The same with every folder and Hub id replaced: by (its key in `references`, it)."""
+        ours = {
+            role: Adapted(model=rename(role, model.model), adapter=rename(f"{role} adapter", model.adapter))
+            if isinstance(model, Adapted)
+            else rename(role, model)
+            for role, model in self.by_role().items()
+        }
+        return Models.model_validate(ours)
 
 
 class Block(_Model):

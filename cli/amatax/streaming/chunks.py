@@ -7,9 +7,10 @@ itself gets half precision as it is, which saves the passes over the numbers tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from amatax.checkpoints.dtypes import INTEGER, torch_dtype
 from amatax.methods import BoundMethod, Chunk, Chunks, bind
 from amatax.planning.plan import PlannedTensor
 from amatax.streaming.buffers import Bytes, Files, Numbers
+from amatax.streaming.low_rank import Delta
 from amatax.streaming.nonfinite import check_copy, check_merged
 
 Tensors = dict[str, torch.Tensor]
@@ -79,6 +81,7 @@ class Worker:
         self.sampled, self.block, self.roles = sampled, min(block, elements), roles
         self.allow_nonfinite, self.advance, self.stopped = allow_nonfinite, advance, stopped
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.deltas: dict[str, Delta] = {}  # of the tensor that is at work, by role
         self._allocate()
 
     def _allocate(self) -> None:
@@ -112,15 +115,29 @@ class Worker:
     def _run(self, tensor: PlannedTensor) -> TensorResult:
         result = TensorResult()
         hashes = {role: xxhash.xxh3_128() for role in (*tensor.sources, "output")}
-        begin = 0
+        self.deltas, begin = self._open_deltas(tensor, hashes), 0
         for part in self._parts(tensor):
-            merge = self._copies if part.is_copy else self._merges
+            merge = self._copies if part.is_copy and not self.deltas else self._merges
             for out in merge(part, hashes, result):
                 hashes["output"].update(out)
                 self.sink(tensor, begin, out)
                 begin += len(out)
         result.checksums = {role: h.hexdigest() for role, h in hashes.items()}
         return result
+
+    def _open_deltas(self, tensor: PlannedTensor, hashes: Hashes) -> dict[str, Delta]:
+        """What adapters make of this tensor; their bytes come first in the models' checksums."""
+
+        def seen(role: str, view: memoryview) -> None:
+            hashes[role].update(view)
+            self.advance(len(view))
+
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            return {
+                role: Delta(entry, _compute_dtype(tensor), self.device, self.files, partial(seen, role))
+                for role, entry in tensor.sources.items()
+                if entry.delta is not None
+            }
 
     def _parts(self, tensor: PlannedTensor) -> Iterator[_Part]:
         """A tensor as one part; or its rows that all models have, and those that are averaged because base lacks them."""
@@ -163,10 +180,13 @@ class Worker:
                         slot.raw[source.role].view[: n * source.width],
                         source.offset + first * source.width,
                     )
-                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n)[::every] for source in sources}
-                taken = -(-n // every)
-                for begin in range(0, taken, self.block):
-                    yield self._widened(raw, begin, min(taken, begin + self.block), _compute_dtype(tensor))
+                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
+                early = 1 if self.deltas else every  # an adapter's part is made for whole rows
+                raw, count = {role: numbers[::early] for role, numbers in raw.items()}, -(-n // early)
+                for begin in range(0, count, self.block):
+                    end = min(count, begin + self.block)
+                    values = self._widened(raw, first, begin, end, _compute_dtype(tensor))
+                    yield {role: numbers[:: every // early] for role, numbers in values.items()}
 
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             stats = prepare(Chunks(len(part.elements), through), tensor.ratio)
@@ -174,13 +194,39 @@ class Worker:
                 self.stream.synchronize()
         return stats
 
-    def _widened(self, raw: Tensors, begin: int, end: int, compute: torch.dtype) -> Tensors:
-        """Numbers of a block on the device; on a GPU the narrow bytes cross the bus, and are widened there."""
-        values = {role: self.numbers[role].numbers(compute, end - begin) for role in raw}
+    def _widened(self, raw: Tensors, first: int, begin: int, end: int, compute: torch.dtype) -> Tensors:
+        """Numbers of a block on the device, adapters added; on a GPU the narrow bytes cross the bus, and are widened there.
+
+        `raw` begins at element `first` of the tensor, the block at element `begin` of `raw`.
+        """
+        values: Tensors = {}
         for role, numbers in raw.items():
-            part = numbers[begin:end]
-            values[role].copy_(part.to(self.device, non_blocking=True) if self.stream else part)
+            twin = next((other for other in values if raw[other] is numbers and other not in self.deltas), None)
+            out = self.numbers[role].numbers(compute, end - begin)
+            if twin is None:
+                part = numbers[begin:end]
+                out.copy_(part.to(self.device, non_blocking=True) if self.stream else part)
+            elif role not in self.deltas:
+                out.copy_(values[twin])
+            if role in self.deltas:
+                self.deltas[role].add_to(out if twin is None else values[twin], first + begin, out)
+            values[role] = out
         return values
+
+    def _read_all(self, slot: _Slot, sources: list[_Source], first: int, n: int, hashes: Hashes) -> Tensors:
+        """Every model's part of a chunk; what two models share, one of them with an adapter, is read once."""
+        raw: Tensors = {}
+        views: dict[tuple[Path, int], tuple[str, memoryview]] = {}
+        for source in sources:
+            place = (source.path, source.offset)
+            if place in views:
+                role, view = views[place]
+                hashes[source.role].update(view)
+                raw[source.role] = raw[role]
+                continue
+            views[place] = source.role, self._read(slot, source, first, n, hashes)
+            raw[source.role] = slot.raw[source.role].numbers(source.dtype, n)
+        return raw
 
     def _read(self, slot: _Slot, source: _Source, first: int, n: int, hashes: Hashes) -> memoryview:
         """Fill one model's part of the slot, and take its checksum while it is in the cache."""
@@ -207,16 +253,14 @@ class Worker:
         tensor = part.tensor
         sources, out_dtype = _sources(tensor), torch_dtype(tensor.dtype)
         is_half = tensor.dtype in HALF and all(entry.dtype == tensor.dtype for entry in tensor.sources.values())
-        merge = self._merge_half if part.method.takes_half and is_half else self._merge_wide
+        merge = self._merge_half if part.method.takes_half and is_half and not self.deltas else self._merge_wide
         waiting: _Chunk | None = None
         stats = self._prepared(part, sources)
         for i, (first, n) in enumerate(self._chunks(part.elements)):
             slot = self.slots[i % len(self.slots)]
             out = slot.out.numbers(out_dtype, n)
             with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-                for source in sources:
-                    self._read(slot, source, first, n, hashes)
-                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
+                raw = self._read_all(slot, sources, first, n, hashes)
                 screens = merge(part, raw, out, first, stats)
                 if self.stream:
                     slot.done.record(self.stream)
@@ -245,11 +289,10 @@ class Worker:
     def _merge_wide(self, part: _Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
         compute, copied = _compute_dtype(part.tensor), part.tensor.copy_of
-        may_overflow = out.dtype is not compute
         screens = []
         for begin in range(0, len(out), self.block):
             end = min(len(out), begin + self.block)
-            values = self._widened(raw, begin, end, compute)
+            values = self._widened(raw, first, begin, end, compute)
             if copied:
                 merged = values[copied]
             else:
@@ -257,9 +300,8 @@ class Worker:
             narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
             if self.stream:
                 out[begin:end].copy_(narrowed, non_blocking=True)
-            screens.append(merged.sum())
-            if may_overflow:
-                screens.append(narrowed.float().sum())
+            # NaN and infinity stay what they are when they are narrowed; bfloat16 is summed in float32 as it is
+            screens.append(narrowed.sum() if out.dtype in (compute, torch.bfloat16) else narrowed.float().sum())
         return screens
 
     def _land(self, part: _Part, chunk: _Chunk, result: TensorResult) -> memoryview:
@@ -268,13 +310,24 @@ class Worker:
         if self.stream:
             chunk.slot.done.synchronize()
         if not all(map(math.isfinite, chunk.screens)):
-            check_merged(tensor, chunk.raw, chunk.out, chunk.first, self.files, allow=self.allow_nonfinite)
+            values = self._exact(chunk.raw, chunk.first, torch.float64)
+            check_merged(tensor, values, chunk.out, chunk.first, self.files, allow=self.allow_nonfinite)
         if chunk.first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
-            values = {role: numbers[:SAMPLE].to(_compute_dtype(tensor)) for role, numbers in chunk.raw.items()}
+            raw = {role: numbers[:SAMPLE] for role, numbers in chunk.raw.items()}
+            values = self._exact(raw, chunk.first, _compute_dtype(tensor))
             exact = self._kernel(part, values, None, 0, chunk.stats)
             result.change = float((exact - values["sft"]).abs_().nansum(dtype=torch.float64))
             result.lost = float((chunk.out[:SAMPLE].to(exact.dtype) - exact).abs_().nansum(dtype=torch.float64))
         return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
+
+    def _exact(self, raw: Mapping[str, torch.Tensor], first: int, dtype: torch.dtype) -> Tensors:
+        """A chunk's numbers on the CPU, adapters added, for a closer look."""
+        host = {role: numbers.to("cpu", dtype, copy=True) for role, numbers in raw.items()}
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            for role, delta in self.deltas.items():
+                if role in host:
+                    delta.add_to(host[role], first, host[role])
+        return host
 
 
 class _Part(NamedTuple):

@@ -36,7 +36,7 @@ def check_copy(tensor: PlannedTensor, copied: str, values: torch.Tensor, first: 
 
 def check_merged(
     tensor: PlannedTensor,
-    raw: Mapping[str, torch.Tensor],
+    values: Mapping[str, torch.Tensor],
     out: torch.Tensor,
     first: int,
     files: Files,
@@ -46,7 +46,7 @@ def check_merged(
     """Look closer where a sum was not finite: equal infinities stay, overflow and anything else is an error.
 
     Args:
-        raw: the models' values.
+        values: the models', float64, on the CPU.
         out: the merged ones, in the output's dtype; put right where all models hold the same infinity.
         first: which element of the tensor the first one is.
         allow: NaN and infinities pass.
@@ -54,18 +54,17 @@ def check_merged(
     Raises:
         NonFiniteError: naming the file, or the merged element.
     """
-    host = {role: chunk.to("cpu", torch.float64) for role, chunk in raw.items()}
-    roles = list(host)
-    equal = torch.ones_like(host[roles[0]], dtype=torch.bool)
+    roles = list(values)
+    equal = torch.ones_like(values[roles[0]], dtype=torch.bool)
     for role in roles[1:]:
-        equal &= host[role] == host[roles[0]]
+        equal &= values[role] == values[roles[0]]
     if len(roles) > 1:
-        out[equal] = host[roles[0]][equal].to(out.dtype)  # inf - inf is NaN, but a mask's -inf is -inf in both
+        out[equal] = values[roles[0]][equal].to(out.dtype)  # inf - inf is NaN, but a mask's -inf is -inf in both
     if allow:
         return
     # an infinity of one model is an error; of both, at the same place, a mask
-    masks = equal & host[roles[0]].isinf() if len(roles) > 1 else _mask(tensor, raw[roles[0]], first, files)
-    _name_nonfinite(tensor, {role: chunk.masked_fill(masks, 0) for role, chunk in host.items()}, first, files)
+    masks = equal & values[roles[0]].isinf() if len(roles) > 1 else _mask(tensor, values[roles[0]], first, files)
+    _name_nonfinite(tensor, {role: chunk.masked_fill(masks, 0) for role, chunk in values.items()}, first, files)
     written = out.to(torch.float64).masked_fill(masks, 0)
     if not written.isfinite().all():
         at = first + int((~written.isfinite()).nonzero()[0])
@@ -92,7 +91,8 @@ def _name_nonfinite(tensor: PlannedTensor, values: Mapping[str, torch.Tensor], f
         bad = ~chunk.to(torch.float64).isfinite()
         if bad.any():
             at = int(bad.nonzero()[0])
-            file = files.named(tensor.sources[role].path)
+            entry = tensor.sources[role]
+            file = files.named(entry.path) + (f" with {entry.delta.b.path}" if entry.delta else "")
             raise NonFiniteError(
                 f"{file}: {tensor.name!r} of {role} holds {float(chunk[at]):g} (element {first + at})",
                 "the checkpoint is probably broken; --allow-nonfinite merges it all the same",

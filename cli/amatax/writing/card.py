@@ -44,7 +44,7 @@ def card(
         front: what else the front matter says: licence, languages, datasets, results.
         sections: what else the text says.
     """
-    models = recipe.models.by_role()
+    models = recipe.models.references()
     hub = [ref.partition("@")[0] for ref in models.values() if not is_folder(ref)]
     head: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "amatax"]}
     if hub:

@@ -45,9 +45,9 @@ def write_record(folder: Path, plan: Plan, entries: list[dict[str, Any]]) -> Non
         "models": {
             role: {
                 "ref": checkpoint.pinned,
+                **({"adapter": checkpoint.adapter.pinned} if checkpoint.adapter is not None else {}),
                 "files": {
-                    checkpoint.name_of(file.path): {"bytes": file.size, "header_sha256": file.header}
-                    for file in checkpoint.files
+                    name: {"bytes": file.size, "header_sha256": file.header} for name, file, _ in checkpoint.inputs
                 },
             }
             for role, checkpoint in plan.checkpoints.items()

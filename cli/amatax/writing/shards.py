@@ -89,8 +89,8 @@ def check_inputs(plan: Plan) -> None:
         InputChangedError: naming the first that is not.
     """
     for checkpoint in plan.checkpoints.values():
-        for file in checkpoint.files if checkpoint.remote is None else ():  # a commit never changes
-            if file.changed():
+        for _, file, commit in checkpoint.inputs:
+            if (commit is None or file.mtime_ns) and file.changed():
                 hint = "a training run may be writing it; when the file is final, run the same command again"
                 raise InputChangedError(f"{file.path}: the file changed during the merge", hint)
 

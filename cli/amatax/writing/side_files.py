@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from amatax.checkpoints.checkpoint import TEXT_CONFIGS
 from amatax.checkpoints.folder import inside
-from amatax.planning.names import TEXT_CONFIGS
 from amatax.planning.plan import Plan
 
 

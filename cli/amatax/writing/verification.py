@@ -56,7 +56,7 @@ def verify_folder(
     """
     record = read_record(folder)
     for role, checkpoint in plan.checkpoints.items():
-        headers = {checkpoint.name_of(f.path): {"bytes": f.size, "header_sha256": f.header} for f in checkpoint.files}
+        headers = {name: {"bytes": f.size, "header_sha256": f.header} for name, f, _ in checkpoint.inputs}
         if record.get("models", {}).get(role, {}).get("files") != headers:
             raise OutputError(
                 f"{role} ({checkpoint.ref}) is another checkpoint than was merged: its files have other sizes or headers",

@@ -272,13 +272,8 @@ def _inputs_of(plan: Plan) -> dict[str, list[list[Any]]]:
     """What tells that the input files are still the same ones; a commit's never change, whenever they were downloaded."""
     return {
         role: [
-            [
-                checkpoint.name_of(f.path),
-                f.size,
-                f.header,
-                *((f.mtime_ns, f.ctime_ns) if checkpoint.commit is None else ()),
-            ]
-            for f in checkpoint.files
+            [name, f.size, f.header, *((f.mtime_ns, f.ctime_ns) if commit is None else ())]
+            for name, f, commit in checkpoint.inputs
         ]
         for role, checkpoint in plan.checkpoints.items()
     }
