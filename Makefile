@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: quickstart test check bench bench-fit clean
+.PHONY: quickstart test check bench bench-methods bench-fit clean
 
 quickstart: $(READY)  ## environment + merge the small model family and let the result answer a prompt
 	$(BIN)/amatax merge quickstart out/quickstart
@@ -20,6 +20,9 @@ check: $(READY)  ## formatting, lint, types
 
 bench: $(READY)  ## side by side with the peer and with this machine's floor
 	$(BIN)/python -m benchmarks.run
+
+bench-methods: $(READY)  ## every method beside mergekit's of its name (a quarter of an hour, after `make bench`)
+	$(BIN)/python -m benchmarks.methods
 
 bench-fit: $(READY)  ## the fit: its cost, the whole grid, the paper's claim (an hour)
 	$(BIN)/python -m benchmarks.fit_cost
