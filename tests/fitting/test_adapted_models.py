@@ -18,6 +18,7 @@ from amatax.fitting.merged_model import MergedModel
 from tests.adapters import lora, save_adapter, save_model, tiny_gpt2
 from tests.conftest import Run, run_amatax, tiny_llama
 from tests.fitting.conftest import FAMILY
+from tests.fitting.family import nll_of_fitted_part
 from tests.fitting.test_merged_model import CONFIGS, WORDS, at, load, samples
 
 ATTENTION = ("q_proj", "v_proj", "o_proj")
@@ -149,19 +150,7 @@ def test_the_fitted_ratios_are_those_of_the_merged_model(
 
     done = run_amatax("merge", "ours-fitted.yaml", "out", cwd=family)
     assert done.code == 0, done.err
-    from amatax.fitting.records import read_records
-    from amatax.fitting.samples import split_off, tokenize
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(family / "out", dtype=torch.float32)
-    records, _ = read_records(distilled, responses=True)
-    whole, _ = tokenize(records, transformers.AutoTokenizer.from_pretrained(family / "out"), raw=False)
-    total, count = 0.0, 0
-    for sample in split_off(whole, 0.2, 0)[0]:
-        with torch.no_grad():
-            logs = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
-        total -= sum(float(logs[i - 1, sample.ids[i]]) for i in range(sample.start, len(sample.ids)))
-        count += len(sample.ids) - sample.start
-    assert total / count == pytest.approx(found["ours"]["fitted"]["fitted"], rel=1e-5)
+    assert nll_of_fitted_part(family / "out", distilled) == pytest.approx(found["ours"]["fitted"]["fitted"], rel=1e-5)
 
 
 def test_a_fitted_recipe_elsewhere_finds_its_adapter(family: Path, distilled: Path, forked: Callable[..., Run]) -> None:

@@ -20,11 +20,10 @@ from amatax import api
 from amatax.errors import OutputError
 from amatax.fitting.likelihood import Measured
 from amatax.fitting.passes import Passes
-from amatax.fitting.records import read_records
-from amatax.fitting.samples import split_off, tokenize
 from amatax.recipes.loading import load_recipe
 from tests.conftest import Run, run_amatax
 from tests.fitting.conftest import FAMILY, RECIPE
+from tests.fitting.family import nll_of_fitted_part
 
 
 def test_from_data_to_a_merged_folder(distilled: Path, tmp_path: Path) -> None:
@@ -45,18 +44,9 @@ def test_from_data_to_a_merged_folder(distilled: Path, tmp_path: Path) -> None:
     assert found["held_out"]["samples"] == 5
 
     assert run_amatax("merge", "fitted.yaml", "out", cwd=tmp_path).code == 0
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    records, _ = read_records(distilled, responses=True)
-    whole, _ = tokenize(records, AutoTokenizer.from_pretrained(tmp_path / "out"), raw=False)
-    total, count = 0.0, 0
-    for sample in split_off(whole, 0.2, 0)[0]:
-        with torch.no_grad():
-            logs = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
-        total -= sum(float(logs[i - 1, sample.ids[i]]) for i in range(sample.start, len(sample.ids)))
-        count += len(sample.ids) - sample.start
-    assert total / count == pytest.approx(found["fitted"]["fitted"], rel=3e-3)  # the folder is rounded to bf16
+    assert nll_of_fitted_part(tmp_path / "out", distilled) == pytest.approx(
+        found["fitted"]["fitted"], rel=3e-3
+    )  # the folder is rounded to bf16
 
 
 def test_a_killed_fit_continues(distilled: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:

@@ -12,7 +12,7 @@ from amatax.checkpoints.checkpoint import Adapter, TensorEntry, WeightFile
 from amatax.checkpoints.downloads import Download, bring, fetch_file
 from amatax.checkpoints.folder import inside, read_json
 from amatax.checkpoints.header import read_header
-from amatax.checkpoints.hub_client import hub_api, patiently
+from amatax.checkpoints.hub_client import files_of
 from amatax.checkpoints.hub_errors import hub_error, meant, unreachable
 from amatax.checkpoints.pickled import read_bin
 from amatax.errors import AmataxError, CheckpointError, HubError
@@ -90,23 +90,20 @@ def _fetch(ref: str) -> tuple[Path, str]:
     repo, _, revision = ref.partition("@")
     try:
         try:
-            api = hub_api()
-            info = patiently(lambda: api.model_info(repo, revision=revision or None, files_metadata=True))
+            commit, there = files_of(repo, revision)
         except Exception as error:
             if not unreachable(error):
                 raise
             return _cached(repo, revision)
-        there = {sibling.rfilename: sibling for sibling in info.siblings or []}
         weights = next((name for name in WEIGHTS if name in there), None)
         if CONFIG not in there or weights is None:
             lacks = CONFIG if CONFIG not in there else WEIGHTS[0]
             hint = "check the id and the revision; a whole model is named without `adapter`"
             raise HubError(f"{repo}: no {lacks}: not an adapter of PEFT", hint)
-        digests = {name: str(s.lfs.sha256 if s.lfs else s.blob_id or "") for name, s in there.items()}
-        folder = fetch_file(repo, CONFIG, info.sha, digests[CONFIG]).parent
-        files = {name: (digests[name], there[name].size or 0) for name in (CONFIG, weights)}
-        bring(Download(repo, str(info.sha), revision, folder, files, named_by=CONFIG))
-        return folder, str(info.sha)
+        folder = fetch_file(repo, CONFIG, commit, there[CONFIG][0]).parent
+        files = {name: there[name] for name in (CONFIG, weights)}
+        bring(Download(repo, commit, revision, folder, files, named_by=CONFIG))
+        return folder, commit
     except AmataxError:
         raise
     except Exception as error:

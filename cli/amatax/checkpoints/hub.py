@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from amatax.checkpoints.downloads import Download, bring, fetch_file
-from amatax.checkpoints.hub_client import hub_api, patiently
+from amatax.checkpoints.hub_client import files_of
 from amatax.checkpoints.hub_errors import hub_error, meant, unreachable
 from amatax.checkpoints.side_names import is_side_file
 from amatax.errors import HubError
@@ -26,19 +26,16 @@ def fetch(model: str) -> tuple[Path, str, bool]:
     repo, _, revision = model.partition("@")
     try:
         try:
-            api = hub_api()
-            info = patiently(lambda: api.model_info(repo, revision=revision or None, files_metadata=True))
+            commit, there = files_of(repo, revision)
         except Exception as error:
             if not unreachable(error):
                 raise
             return *_cached(repo, revision), False
-        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        digests = {name: str(s.lfs.sha256 if s.lfs else s.blob_id or "") for name, s in siblings.items()}
-        files = {name: (digests[name], siblings[name].size or 0) for name in needed(list(siblings))}
+        files = {name: there[name] for name in needed(list(there))}
         if "config.json" not in files:
             raise HubError(f"{repo}: not a model (no config.json)", "check the id and the revision")
-        folder = fetch_file(repo, "config.json", info.sha, digests["config.json"]).parent
-        bring(Download(repo, str(info.sha), revision, folder, files))
+        folder = fetch_file(repo, "config.json", commit, files["config.json"][0]).parent
+        bring(Download(repo, commit, revision, folder, files))
         return folder, folder.name, True
     except HubError:
         raise

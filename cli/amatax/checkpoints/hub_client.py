@@ -45,6 +45,14 @@ def patiently(ask: Callable[[], T]) -> T:
     return ask()
 
 
+def files_of(repo: str, revision: str) -> tuple[str, dict[str, tuple[str, int]]]:
+    """(commit, name -> (what identifies the content: sha256 or git's blob id, bytes)) of a repository's files."""
+    api = hub_api()
+    info = patiently(lambda: api.model_info(repo, revision=revision or None, files_metadata=True))
+    files = {s.rfilename: (str(s.lfs.sha256 if s.lfs else s.blob_id or ""), s.size or 0) for s in info.siblings or []}
+    return str(info.sha), files
+
+
 def range_options() -> dict[str, Any]:
     """Of http_stream_backoff: retried, redirected, and given up when nothing comes for a while."""
     from huggingface_hub import constants
