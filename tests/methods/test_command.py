@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -85,6 +86,13 @@ def test_a_base_with_another_vocabulary(family_of_three: Path, tmp_path: Path, m
     assert len(list((tmp_path / "other").glob("*.safetensors"))) > 1
     assert all(torch.equal(again[name], found[name]) for name in found)
     assert run_amatax("verify", tmp_path / "other").code == 0
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    made.write_text(made.read_text().replace("output: {", "output: {config: base, "))
+    wrong = run_amatax("merge", made, tmp_path / "wrong")
+    assert wrong.code == 2
+    assert f"vocab_size {rows}" in wrong.err
+    assert "config: sft" in wrong.err
 
 
 def faults(folder: Path, **merge: Any) -> Run:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-TINY = 2.0**-125  # gives a sum of zero its sign, and is too small to change another
+TINY = 2.0**-125  # gives a sum of zero its sign; other sums are far larger
 
 
 def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float) -> torch.Tensor:

@@ -62,9 +62,9 @@ def trim(change: torch.Tensor, cut: Cut, first: int) -> torch.Tensor:
     split = min(max(cut.first - first, 0), len(change))
     if 0 < split < len(change):
         return torch.cat([trim(change[:split], cut, first), trim(change[split:], cut, first + split)])
-    most = cut.bits - (split > 0)  # the bits of the largest that goes
+    most = min(cut.bits - (split > 0), INFINITE)  # the bits of the largest that goes; NaN stays, and is seen
     if change.dtype is torch.float32:
-        return keep_above(change, min(most, INFINITE))
+        return keep_above(change, most)
     return change.masked_fill(magnitude(change) <= most, 0)
 
 

@@ -17,17 +17,12 @@ from amatax.methods._magnitudes import EVERYTHING, INFINITE, NOTHING, Cut, delta
 if TYPE_CHECKING:
     import torch
 
-EVERY = (
-    31,
-    61,
-    127,
-    251,
-    509,
-    1021,
-)  # of so many elements one is in the sample; primes, so that it meets every row and column
+EVERY = (31, 61, 127, 251)  # of so many elements one is in the sample; primes: it meets every row and column
 DEVIATIONS = 4  # of the sample's rank: as far as that the cut may lie from where it says
 MANY = 1e-3  # the share of equal elements from which on they are counted and not picked out
-MOST = 1 << 20  # elements that may be picked out
+MOST = 1 << 21  # elements that may be picked out
+LEAST = 1 << 14  # for which there is room at once
+LARGEST = 1 << 30  # elements of a tensor that is sampled: of a larger one the sample would be, too
 NAN_BINS = 0x7F81  # those from here on hold NaN alone
 LOWER = 1 << 16  # bins by the lower bits of a magnitude
 
@@ -72,7 +67,10 @@ class _Tally:
     def __init__(self, wanted: _Wanted, bracket: _Bracket) -> None:
         self.wanted, self.bracket = wanted, bracket
         self.above = self.high = self.between = self.low = 0
-        self.picked: list[tuple[torch.Tensor, torch.Tensor]] = []  # (bits, where) of those in between
+        self.bits: torch.Tensor | None = (
+            None  # of those in between, int32, with room for more; and where they are, int64
+        )
+        self.where: torch.Tensor | None = None
         self.blocks: list[tuple[int, int, int]] = []  # (first element, how many are at the high end, at the low end)
 
     def add(self, change: torch.Tensor, first: int) -> None:
@@ -89,7 +87,7 @@ class _Tally:
             picked = keep_above(change, low if many_low else low - 1).sub_(beyond)
             where = picked.view(torch.int32).nonzero()[:, 0]
             inside = len(where)
-            self.picked.append((magnitude(change[where]), where.add_(first)))
+            self._pick(magnitude(change[where]), where.add_(first))
         if many_low and low < high:
             at_low = (_nonzero(keep_above(change, low - 1)) if low else len(change)) - above - at_high - inside
         self.above, self.high, self.between, self.low = (
@@ -100,6 +98,18 @@ class _Tally:
         )
         self.blocks.append((first, at_high, at_low))
 
+    def _pick(self, bits: torch.Tensor, where: torch.Tensor) -> None:
+        """Keep them in one piece of memory: many small ones between a kernel's large ones would tear the heap."""
+        end = self.between + len(bits)
+        if end > MOST:
+            return
+        if self.bits is None or self.where is None or end > len(self.bits):
+            old, size = (self.bits, self.where), max(LEAST, 2 * end)
+            self.bits, self.where = bits.new_empty(size), where.new_empty(size)
+            if old[0] is not None and old[1] is not None:
+                self.bits[: self.between], self.where[: self.between] = old[0][: self.between], old[1][: self.between]
+        self.bits[self.between : end], self.where[self.between : end] = bits, where
+
     def cut(self, chunks: Chunks) -> Cut | None:
         """Where it is; None if it is not in the bracket."""
         import torch
@@ -109,7 +119,8 @@ class _Tally:
             return self._among_equals(chunks, self.bracket.high, rank, 1)
         rank -= self.high
         if 0 < rank <= self.between:
-            bits, where = (torch.cat(column) for column in zip(*self.picked, strict=True))
+            assert self.bits is not None and self.where is not None
+            bits, where = self.bits[: self.between], self.where[: self.between]
             threshold = int(bits.kthvalue(len(bits) - rank + 1).values)
             ties = where[bits == threshold]
             some = rank - int(torch.count_nonzero(bits > threshold))
@@ -159,6 +170,8 @@ def _brackets(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[_Bracket] | Non
     every = next(
         (prime for prime in reversed(EVERY) if prime**3 <= chunks.count), 0
     )  # as dear as the picking out that it saves
+    if chunks.count > LARGEST:
+        return None
     if not every:  # so few that all of them can be picked out
         return [_Bracket(0, INFINITE, True, False)] * len(wanted)
     pieces = [[magnitude(delta) for delta in deltas(chunk)] for chunk in chunks(every)]

@@ -174,6 +174,9 @@ def make_plan(
     blocks, block_faults = plan_blocks(recipe, ratios, model.layers) if not layer_faults else ([], [])
     if faults := faults + block_faults:
         raise PlanError(faults)
+    faults += _vocabulary_faults(recipe, checkpoints)
+    if faults:
+        raise PlanError(faults)
     by_name, ratio_faults = tensor_ratios(recipe, ratios, model, blocks, tying.tied is True)
     if ratio_faults:
         raise PlanError(ratio_faults)
@@ -262,6 +265,15 @@ def _layer_faults(model: Anatomy, sft: Checkpoint) -> list[Fault]:
     return [Fault(f"sft: {message}", sft.ref, "`amatax inspect FOLDER` shows what was found")]
 
 
+def _vocabulary_faults(recipe: Recipe, checkpoints: dict[str, Checkpoint]) -> list[Fault]:
+    """Base's config, where the rows that are written are those of another vocabulary."""
+    base, sft = (checkpoints[role].config.get("vocab_size") for role in (recipe.output.config, "sft"))
+    if recipe.output.config != "base" or base is None or sft is None or base == sft:
+        return []
+    message = f"base's config.json says vocab_size {base}, and the tensors that are written have sft's {sft}"
+    return [Fault(message, recipe.where("output", "config"), "`config: sft`, and its tokenizer with it")]
+
+
 def _plan_tensor(
     recipe: Recipe, name: str, place: Place, ratio: float, tensors: dict[str, dict[str, TensorEntry]]
 ) -> PlannedTensor:
@@ -338,6 +350,9 @@ def _notes(
         if tensor.averaged_from is not None:
             rows = tensor.shape[0] - tensor.sources["base"].shape[0]
             notes.append(f"the last {rows} rows of {tensor.name!r}, which base lacks, are the average of sft and rlhf")
+        elif "base" in tensor.sources and tensors["base"][tensor.name].shape != tensor.shape:
+            rows = tensors["base"][tensor.name].shape[0] - tensor.shape[0]
+            notes.append(f"the last {rows} rows of base's {tensor.name!r}, which sft and rlhf lack, are left out")
     other = [t for t in planned.values() if t.place.kind == "other"]
     if other:
         ratios = sorted({t.ratio for t in other})

@@ -95,6 +95,9 @@ def same_tensors(
         yield Fault(message, other.ref, "integers cannot be averaged with numbers; is one of them quantised?")
     differ = [n for n, e in sft.items() if n in tensors and tensors[n].shape != e.shape]
     vocabulary = [n for n in differ if only_rows_differ(sft[n], tensors[n], mine.places[n])]
+    size = other.config.get("vocab_size")
+    if isinstance(size, int):  # fewer rows: positions, or labels
+        vocabulary = [n for n in vocabulary if tensors[n].shape[0] >= size]
     adapted = [n for n in vocabulary if tensors[n].delta is not None]
     if vocabulary and not (role == "base" and common_rows and not adapted):
         name = vocabulary[0]

@@ -225,7 +225,7 @@ def _model(raw: Any, at: Path_, origin: Origin, faults: list[Fault]) -> str:
         case _:
             faults.append(Fault("a model is a folder or owner/name", origin.where(at), "write `model: owner/name`"))
             return repr(raw)
-    if rest.get("lora") or name.count("+") > 1:
+    if rest.get("lora") or name.count("+") > 1 or "" in name.split("+"):
         faults.append(Fault(f"{name!r}: a LoRA adapter in another form", origin.where(at), LORA_HINT))
     elif rest.get("override_architecture"):
         message = "`override_architecture`: a recipe goes by the tensors' names and knows no architectures"

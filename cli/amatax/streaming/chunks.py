@@ -99,6 +99,8 @@ class Worker:
         """
         while True:
             try:
+                if not self.slots:
+                    self._allocate()
                 with torch.inference_mode():
                     return self._run(tensor)
             except torch.OutOfMemoryError:
@@ -110,7 +112,6 @@ class Worker:
             if self.stream:
                 self.stream.synchronize()
                 torch.cuda.empty_cache()
-            self._allocate()
 
     def _run(self, tensor: PlannedTensor) -> TensorResult:
         result = TensorResult()
@@ -154,6 +155,10 @@ class Worker:
             if self.stopped():
                 raise KeyboardInterrupt
             yield first, min(self.elements, elements.stop - first)
+
+    def _last(self, values: Tensors) -> str:
+        """The model whose numbers the kernel may write over."""
+        return self.roles[-1] if self.roles[-1] in values else list(values)[-1]
 
     def _kernel(self, part: _Part, values: Tensors, out: torch.Tensor | None, first: int, stats: Any) -> torch.Tensor:
         """The method's function on numbers of which the first one is element `first` of the tensor."""
@@ -280,7 +285,7 @@ class Worker:
             values = {
                 role: self.numbers[role].numbers(x.dtype, len(x)).copy_(x, non_blocking=True) for role, x in raw.items()
             }
-            memory = values[self.roles[-1]]
+            memory = values[self._last(values)]
         merged = self._kernel(part, values, memory, first, stats)
         if merged is not out:
             out.copy_(merged, non_blocking=True)
@@ -296,7 +301,7 @@ class Worker:
             if copied:
                 merged = values[copied]
             else:
-                merged = self._kernel(part, values, values[self.roles[-1]], first + begin, stats)
+                merged = self._kernel(part, values, values[self._last(values)], first + begin, stats)
             narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
             if self.stream:
                 out[begin:end].copy_(narrowed, non_blocking=True)
