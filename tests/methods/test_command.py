@@ -58,6 +58,8 @@ def test_a_base_with_another_vocabulary(family_of_three: Path, tmp_path: Path, m
     for name in vocabulary:
         models["base"][name] = torch.cat([models["base"][name], torch.ones(10, 256, dtype=torch.bfloat16)])[:rows]
     save_file(models["base"], tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
     made = recipe(tmp_path, tmp_path, method)
     refused = run_amatax("merge", made, tmp_path / "out")
     assert refused.code == 2
@@ -86,8 +88,6 @@ def test_a_base_with_another_vocabulary(family_of_three: Path, tmp_path: Path, m
     assert len(list((tmp_path / "other").glob("*.safetensors"))) > 1
     assert all(torch.equal(again[name], found[name]) for name in found)
     assert run_amatax("verify", tmp_path / "other").code == 0
-    config = json.loads((tmp_path / "base" / "config.json").read_text())
-    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
     made.write_text(made.read_text().replace("output: {", "output: {config: base, "))
     wrong = run_amatax("merge", made, tmp_path / "wrong")
     assert wrong.code == 2

@@ -18,7 +18,11 @@ def run(
     ),
     rlhf: str = typer.Option("", help="The model after RLHF; default: the second.", show_default=False),
     layers: int = typer.Option(
-        0, help="How many layers the models have, if gradients need it and none is here.", min=0, show_default=False
+        0,
+        help="How many layers the models have, if gradients need it and none is here.",
+        min=0,
+        max=10_000,
+        show_default=False,
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the recipe at -o."),
     as_json: bool = typer.Option(False, "--json", help="Print the recipe and the notes as JSON."),

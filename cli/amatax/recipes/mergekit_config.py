@@ -39,6 +39,7 @@ NO_METHOD = {  # mergekit's, and why there is no such recipe
 }
 NO_SUCH = ("arcee_fusion", "karcher", "multislerp", "nearswap", "ram", "ramplus_tl", "sce")
 YAML_HINT = "look at that line"
+MOST_LAYERS = 10_000  # of a model
 LORA_HINT = "write `model+adapter` in one line, one adapter for a model"
 
 
@@ -194,7 +195,7 @@ def _slices(data: dict[str, Any], method: str, origin: Origin, faults: list[Faul
 
 def _layers(source: dict[str, Any], at: Path_, origin: Origin, faults: list[Fault]) -> range | None:
     match source.get("layer_range"):
-        case [int(first), int(end)] if 0 <= first < end:
+        case [int(first), int(end)] if 0 <= first < end <= MOST_LAYERS:
             return range(first, end)
     hint = "[0, 8] are the layers 0 to 7"
     faults.append(Fault("`layer_range` is the first layer and the one after the last", origin.where(at), hint))
