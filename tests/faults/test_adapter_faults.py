@@ -89,6 +89,9 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "single tokens": (says(trainable_token_indices=[1]), ("trainable_token_indices",)),
     "aLoRA": (says(alora_invocation_tokens=[1]), ("aLoRA",)),
     "PiSSA": (says(init_lora_weights="pissa_niter_4"), ("pissa_niter_4", "path_initial_model_for_weight_conversion")),
+    "PiSSA in a list": (says(init_lora_weights=["pissa"]), ("init_lora_weights", "['pissa']")),
+    "a flag in words": (says(use_rslora="false"), ("use_rslora is 'false'", "neither true nor false")),
+    "flags in numbers": (says(use_dora=1, fan_in_fan_out=[]), ("2 faults", "use_dora is 1", "fan_in_fan_out is []")),
     "two faults of the config": (
         says(use_bdlora={"x": 1}, init_lora_weights="olora"),
         ("2 faults", "BD-LoRA", "olora"),
@@ -130,6 +133,15 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "another model's layers": (renamed("layers.1", "layers.7"), (", 2:", "layers.7", "another model")),
     "a vision tower's": (renamed("model.layers", "vision.encoder.layers"), (", 4:", "vision.encoder.layers")),
+    "a vision tower's of the same stack's name": (
+        renamed("model.layers", "model.vision_tower.encoder.layers"),
+        (", 4:", "vision_tower.encoder.layers"),
+    ),
+    "an encoder's": (renamed("model.layers", "model.encoder.layers"), (", 4:", "model.encoder.layers")),
+    "a vision tower's norm": (
+        put(model__vision_tower__norm__weight=torch.ones(40)),
+        ("'model.vision_tower.norm.weight'",),
+    ),
     "fused in memory": (renamed("q_proj", "qkv_proj"), ("qkv_proj", "k_proj, o_proj, q_proj", "merge_and_unload")),
     "a module to save that is not there": (put(score__weight=torch.ones(2, 40)), ("'score.weight'", "does not have")),
     "resized embeddings": (
