@@ -89,6 +89,9 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "single tokens": (says(trainable_token_indices=[1]), ("trainable_token_indices",)),
     "aLoRA": (says(alora_invocation_tokens=[1]), ("aLoRA",)),
     "PiSSA": (says(init_lora_weights="pissa_niter_4"), ("pissa_niter_4", "path_initial_model_for_weight_conversion")),
+    "PiSSA in a list": (says(init_lora_weights=["pissa"]), ("init_lora_weights", "['pissa']")),
+    "a flag in words": (says(use_rslora="false"), ("use_rslora is 'false'", "neither true nor false")),
+    "flags in numbers": (says(use_dora=1, fan_in_fan_out=[]), ("2 faults", "use_dora is 1", "fan_in_fan_out is []")),
     "two faults of the config": (
         says(use_bdlora={"x": 1}, init_lora_weights="olora"),
         ("2 faults", "BD-LoRA", "olora"),
@@ -130,6 +133,33 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "another model's layers": (renamed("layers.1", "layers.7"), (", 2:", "layers.7", "another model")),
     "a vision tower's": (renamed("model.layers", "vision.encoder.layers"), (", 4:", "vision.encoder.layers")),
+    "a vision tower's of the same stack's name": (
+        renamed("model.layers", "model.vision_tower.encoder.layers"),
+        (", 4:", "vision_tower.encoder.layers"),
+    ),
+    "an encoder's": (renamed("model.layers", "model.encoder.layers"), (", 4:", "model.encoder.layers")),
+    "a vision tower's norm": (
+        put(model__vision_tower__norm__weight=torch.ones(40)),
+        ("'model.vision_tower.norm.weight'",),
+    ),
+    "a whole tensor twice": (
+        put(model__norm__weight=torch.ones(40), norm__weight=torch.zeros(40)),
+        ("several tensors", "'base_model.model.model.norm.weight'", "'base_model.model.norm.weight'"),
+    ),
+    "with the prefix and without": (
+        tensors(
+            lambda t: t.update({n: torch.ones(40) for n in ("base_model.model.model.norm.weight", "model.norm.weight")})
+        ),
+        ("several tensors", "'base_model.model.model.norm.weight'", "and 'model.norm.weight'"),
+    ),
+    "a factor with the prefix and without": (
+        tensors(lambda t: t.update({f"{Q}.lora_A.weight".removeprefix("base_model.model."): torch.ones(4, 40)})),
+        ("several tensors", f"'{Q}.lora_A.weight'", "'model.layers.0.self_attn.q_proj.lora_A.weight'"),
+    ),
+    "a weight adapted twice": (
+        tensors(lambda t: t.update({n.replace(".model.layers", ".layers"): t[n].clone() for n in list(t) if Q in n})),
+        ("adapted twice", f"'{Q}.lora_B.weight'", f"'{Q.replace('.model.layers', '.layers')}.lora_B.weight'"),
+    ),
     "fused in memory": (renamed("q_proj", "qkv_proj"), ("qkv_proj", "k_proj, o_proj, q_proj", "merge_and_unload")),
     "a module to save that is not there": (put(score__weight=torch.ones(2, 40)), ("'score.weight'", "does not have")),
     "resized embeddings": (
@@ -166,6 +196,46 @@ def test_a_head_of_its_own_on_a_tied_model(tmp_path: Path) -> None:
     answer = merge_here(tmp_path)
     assert_clear(answer)
     assert "'lm_head.weight'" in answer.err and "ties to its embeddings" in answer.err
+
+
+def test_a_bias_adapted_twice(tmp_path: Path) -> None:
+    """Once for the model's own weight, once for a weight beside it that shares the bias on disk."""
+    model = save_model(tmp_path / "model", small_llama(attention_bias=True))
+    weights = tmp_path / "model" / "model.safetensors"
+    held = load_file(weights)
+    q = "model.layers.0.self_attn.q_proj"
+    save_file(
+        {**held, f"layers.0.{q.partition('.0.')[2]}.weight": held[f"{q}.weight"].clone()}, weights, {"format": "pt"}
+    )
+    save_adapter(model, lora("q_proj", lora_bias=True), tmp_path / "lora")
+    other = Q.replace(".model.layers", ".layers")
+    tensors(lambda t: t.update({n.replace(Q, other): t[n].clone() for n in list(t) if Q in n}))(tmp_path / "lora")
+    models = {"sft": "./model", "rlhf": {"model": "./model", "adapter": "./lora"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"models": models, "merge": {"ratios": 0.5}}))
+    answer = merge_here(tmp_path)
+    assert_clear(answer)
+    assert f"'{Q}.lora_B.bias'" in answer.err and f"'{other}.lora_B.bias'" in answer.err and "several" in answer.err
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_a_tied_matrix_on_disk_twice(tmp_path: Path, target: str) -> None:
+    """One parameter for PEFT: a change of one of the two would untie them."""
+    model = save_model(tmp_path / "model", small_llama(tie_word_embeddings=True))
+    weights = tmp_path / "model" / "model.safetensors"
+    held = load_file(weights)
+    save_file({**held, "lm_head.weight": held["model.embed_tokens.weight"].clone()}, weights, {"format": "pt"})
+    save_adapter(model, lora("q_proj", target), tmp_path / "lora")
+    save_adapter(model, lora("q_proj"), tmp_path / "beside")
+    for adapter in ("lora", "beside"):
+        models = {"sft": "./model", "rlhf": {"model": "./model", "adapter": f"./{adapter}"}}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"models": models, "merge": {"ratios": 0.5}}))
+        answer = merge_here(tmp_path)
+        if adapter == "beside":  # it leaves them alone
+            assert answer.code == 0, answer.err
+        else:
+            assert_clear(answer)
+            assert "on disk twice" in answer.err and "save it again" in answer.err
+            assert "'lm_head.weight'" in answer.err and "'model.embed_tokens.weight'" in answer.err
 
 
 def test_an_adapter_on_a_model_of_fused_experts(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_
 HEADS = ("lm_head", "embed_out")
 TOKEN_MATRIX = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|shared)\.weight$")
 SHOWN = 3  # names that a message lists
+TWICE = "several tensors of the adapter for one of the model"
 ANOTHER = "is it an adapter of another model?"
 
 
@@ -73,6 +74,7 @@ class _Adapting:
         self.model, self.opened, self.config = model, opened, config
         self.names = DiskNames(model.tensors)
         self.changed: dict[str, TensorEntry] = {}
+        self.whole: dict[str, str] = {}  # disk name -> the adapter's key for what replaces it
         self.notes: list[str] = []
         self.faults = _Faults()
 
@@ -95,9 +97,11 @@ class _Adapting:
             if match := PART.fullmatch(name):
                 part = match[2].removeprefix("lora_embedding_").removeprefix("lora_") + (match[3] or "")
                 part = part.removesuffix(".weight") + ("*" if "embedding" in match[2] else "")
-                modules.setdefault(match[1], {})[part] = entry
+                before = modules.setdefault(match[1], {}).setdefault(part, entry)
             else:
-                whole[name] = entry
+                before = whole.setdefault(name, entry)
+            if before is not entry:  # with PEFT's prefix and without
+                self.faults.add(TWICE, AGAIN, f"{before.name!r} and {key!r}")
         return modules, whole
 
     def _replace(self, name: str, entry: TensorEntry) -> None:
@@ -114,6 +118,9 @@ class _Adapting:
                 hint = f"bring the model to its size first ({size}) and save it"
             which = f"{disk!r} is {list(mine.shape)}, the adapter's is {list(entry.shape)}"
             self.faults.add("whole tensors of another shape than the model's", hint, which)
+            return
+        if self.whole.setdefault(disk, entry.name) != entry.name:
+            self.faults.add(TWICE, AGAIN, f"{self.whole[disk]!r} and {entry.name!r} for {disk!r}")
             return
         self.changed[disk] = entry._replace(name=disk)
 
@@ -155,7 +162,7 @@ class _Adapting:
         plain = entry.shape == (b.shape[0], *a.shape[1:]) and math.prod(b.shape[2:]) == 1 and not change.transposed
         flipped = len(a.shape) == len(b.shape) == 2 and entry.shape == (a.shape[1], b.shape[0])
         if entry.delta is not None:
-            which = f"{disk!r}, once as {module!r}"
+            which = f"{disk!r}, by {entry.delta.b.name!r} and {change.b.name!r}"
             self.faults.add("tensors adapted twice (tied weights)", MERGE_FIRST, which)
         elif not plain and not flipped:
             which = f"{disk!r} is {list(entry.shape)}, A is {list(a.shape)} and B {list(b.shape)}"
@@ -178,11 +185,19 @@ class _Adapting:
             which = f"{disk!r} is {list(entry.shape)}, the adapter's is {list(bias.shape)}"
             self.faults.add("biases of another shape than the model's", ANOTHER, which)
             return
+        if entry.delta is not None:
+            self.faults.add(TWICE, AGAIN, f"{entry.delta.b.name!r} and {bias.name!r} for {disk!r}")
+            return
         self.changed[disk] = entry._replace(name=disk, delta=LowRank(None, bias, scale))
 
     def _place(self, name: str, *, tied: bool) -> str | None:
         """The disk name of a tensor of the model in memory; None, and a fault, if it has none."""
         found = self.names.find(name)
+        if len(found) == 1 and (twins := self._tied_twins(found[0])):
+            hint = "drop the second matrix: load the model with transformers, save it again, and name that"
+            which = f"{found[0]!r} and {' and '.join(map(repr, twins))}"
+            self.faults.add("adapted embeddings or heads that are tied and on disk twice", hint, which)
+            return None
         if len(found) == 1:
             return found[0]
         if found:
@@ -205,8 +220,17 @@ class _Adapting:
         self.faults.add("tensors for modules that the model does not have", hint, repr(name))
         return None
 
+    def _tied_twins(self, disk: str) -> list[str]:
+        """The other names on disk of a tied matrix: one parameter for PEFT, and headers do not tell whether they hold the same."""
+        if not self._is_tied() or not _is_vocabulary(disk):
+            return []
+        shape = self.model.tensors[disk].shape
+        return [
+            n for n, entry in self.model.tensors.items() if n != disk and _is_vocabulary(n) and entry.shape == shape
+        ]
+
     def _is_tied(self) -> bool:
-        """Whether a head that is not on disk is the embedding: yes, unless the config says no."""
+        """Whether head and embedding are one: yes, unless the config says no."""
         return tie_flag(self.model.config) is not False
 
     def _inputs_first(self, disk: str) -> bool:
@@ -227,3 +251,8 @@ class _Adapting:
 def _leaf(name: str) -> str:
     """'model.layers.0.q_proj.weight' -> 'q_proj'."""
     return name.rpartition(".")[0].rpartition(".")[2]
+
+
+def _is_vocabulary(name: str) -> bool:
+    """Whether a tensor is a token embedding or a head."""
+    return bool(TOKEN_MATRIX.search(name)) or (_leaf(name) in HEADS and name.endswith(".weight"))

@@ -24,6 +24,7 @@ OTHER_MATHS = {  # keys of the config that change what is computed
     "use_bdlora": "has block-diagonal factors (BD-LoRA)",
     "use_qalora": "pools its inputs for quantised layers (QA-LoRA)",
 }
+FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out")  # in the order of LoraConfig's fields
 LARGEST = 1e30  # of a scale, so that nothing made of it overflows
 CHANGES_WEIGHTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that change the model's own weights
 
@@ -60,7 +61,13 @@ def lora_config(config: Mapping[str, Any]) -> tuple[LoraConfig | None, list[Faul
         known = "LoRA adapters (with rank-stabilised scales and DoRA) are merged while they stream"
         return None, [Fault(f"is of the type {kind!r}, not LORA", hint=f"{known}; of others {MERGE_FIRST}")]
     faults = [Fault(f"it {why}", hint=MERGE_FIRST) for key, why in OTHER_MATHS.items() if config.get(key)]
-    begun = str(config.get("init_lora_weights", "")).lower()
+    for key in FLAGS:
+        if not isinstance(config.get(key), bool | None):
+            faults.append(Fault(f"{key} is {config[key]!r}, neither true nor false", hint=AGAIN))
+    init = config.get("init_lora_weights")
+    if not isinstance(init, bool | str | None):
+        faults.append(Fault(f"init_lora_weights is {init!r}, neither a name nor true nor false", hint=AGAIN))
+    begun = init.lower() if isinstance(init, str) else ""
     if begun.startswith(CHANGES_WEIGHTS):
         message = f"it was begun by {begun!r}, which changes the model's own weights: added to them it is another model"
         faults.append(Fault(message, hint=CONVERT))
@@ -80,7 +87,7 @@ def lora_config(config: Mapping[str, Any]) -> tuple[LoraConfig | None, list[Faul
             faults.append(Fault(message, hint=AGAIN))
     if faults:
         return None, faults
-    flags = {key: bool(config.get(key)) for key in ("use_rslora", "use_dora", "fan_in_fan_out")}
+    flags = {key: bool(config.get(key)) for key in FLAGS}
     assert rank is not None and alpha is not None  # checked above
     return LoraConfig(rank, alpha, ranks, alphas, *flags.values()), []
 

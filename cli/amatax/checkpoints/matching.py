@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+WRAPPERS = frozenset({"model", "transformer", "language_model", "base_model", "text_model", "backbone"})
+
 
 class DiskNames:
     """A checkpoint's tensor names, to be found by the names that modules have in memory."""
@@ -17,9 +19,9 @@ class DiskNames:
     def find(self, name: str) -> list[str]:
         """The disk names that may be meant: the name itself, or those that share the longest end with it.
 
-        Only words before the stack of layers may differ (`model.`, `language_model.`, ...), and not all of them: a vision tower's
-        layers are no language model's. Of several that end alike, those with the most words in common before that. One name:
-        found. Several: nobody can say which.
+        Only wrappers (`model.`, `language_model.`, ...) before the stack of layers may differ, and one name must have all those
+        of the other; every other word (an encoder's, a decoder's, a vision tower's) must stand in both. Of several that end
+        alike, those with the most words in common before that. One name: found. Several: nobody can say which.
         """
         if name in self._names:
             return [name]
@@ -29,10 +31,9 @@ class DiskNames:
             parts = candidate.split(".")
             same = _common_end(wanted, parts)
             mine, theirs = wanted[:-same], parts[:-same]
-            shared = len(set(mine) & set(theirs))
-            strangers = bool(mine) and bool(theirs) and not shared
-            if strangers or any(part.isdigit() for part in (*mine, *theirs)) or _cuts_stack(wanted, mine, theirs):
+            if any(part.isdigit() for part in (*mine, *theirs)) or not _differ_in_wrappers(mine, theirs):
                 continue
+            shared = len(set(mine) & set(theirs))
             ranked.setdefault((same, shared), []).append(candidate)
         return ranked[max(ranked)] if ranked else []
 
@@ -61,7 +62,11 @@ def _common_end(one: list[str], other: list[str]) -> int:
     return count
 
 
-def _cuts_stack(wanted: list[str], mine: list[str], theirs: list[str]) -> bool:
-    """Whether the number of a layer is shared, but not the word before it, so that it may be another stack's."""
-    first = next((i for i, part in enumerate(wanted) if part.isdigit()), None)
-    return first is not None and bool(mine) and bool(theirs) and len(mine) == first
+def _differ_in_wrappers(mine: list[str], theirs: list[str]) -> bool:
+    """Whether wrappers are all that one beginning of a name has and the other has not."""
+    nested = set(mine) <= set(theirs) or set(theirs) <= set(mine)
+    return nested and _unwrapped(mine) == _unwrapped(theirs)
+
+
+def _unwrapped(words: list[str]) -> list[str]:
+    return [word for word in words if word not in WRAPPERS]
