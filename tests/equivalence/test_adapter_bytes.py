@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from amatax.planning.plan import PlannedTensor
 from tests.adapters import lora, save_adapter, save_model, tensors
 from tests.conftest import run_amatax, tiny_llama
 from tests.equivalence.test_same_bytes import assert_same_tensors, digests
@@ -59,8 +60,8 @@ def test_chunks_of_any_size(family: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(stream, "CPU_BLOCK", block)
         written = {name: bytearray(planned.tensors[name].sources["sft"].nbytes) for name in names}
 
-        def sink(tensor: object, begin: int, data: memoryview, written: dict[str, bytearray] = written) -> None:
-            written[tensor.name][begin : begin + len(data)] = data  # type: ignore[attr-defined]
+        def sink(tensor: PlannedTensor, begin: int, data: memoryview, written: dict[str, bytearray] = written) -> None:
+            written[tensor.name][begin : begin + len(data)] = data
 
         stream.Streamer(planned, [torch.device("cpu")], 2).run((planned.tensors[n] for n in names), sink)
         found.append(written)

@@ -20,7 +20,7 @@ def room_for(elements: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the kernel run out of memory above so many elements; returns how many it was asked for."""
     asked: list[int] = []
 
-    def greedy(values, ratio, out=None):  # type: ignore[no-untyped-def]
+    def greedy(values: dict[str, torch.Tensor], ratio: float, out: torch.Tensor | None = None) -> torch.Tensor:
         asked.append(len(values["sft"]))
         if asked[-1] > elements:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -104,6 +105,10 @@ def test_cuts_are_those_of_a_stable_sort(kind: Callable[[np.random.Generator], n
             assert ((got != 0).numpy() == want).all(), rank
 
 
+def only(rank: int, count: int) -> list[int]:
+    return [rank]
+
+
 @pytest.mark.parametrize("where", [0, 7, COUNT // 2])
 def test_nan_stands_before_every_cut_and_takes_no_rank(where: int) -> None:
     """Seen by the sample (element 0) or not."""
@@ -112,7 +117,7 @@ def test_nan_stands_before_every_cut_and_takes_no_rank(where: int) -> None:
     change[where] = float("nan")
     chunks, _ = chunks_of(torch.zeros(COUNT), change, change)
     for rank in RANKS:
-        (cut,), _ = cuts(chunks, lambda count, rank=rank: [rank])  # type: ignore[misc]
+        (cut,), _ = cuts(chunks, partial(only, rank))
         assert ((trim(change, cut, 0) != 0).numpy() == by_sorting(change, rank) & (change != 0).numpy()).all()
 
 

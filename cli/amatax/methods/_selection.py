@@ -67,10 +67,8 @@ class _Tally:
     def __init__(self, wanted: _Wanted, bracket: _Bracket) -> None:
         self.wanted, self.bracket = wanted, bracket
         self.above = self.high = self.between = self.low = 0
-        self.bits: torch.Tensor | None = (
-            None  # of those in between, int32, with room for more; and where they are, int64
-        )
-        self.where: torch.Tensor | None = None
+        self.bits: torch.Tensor | None = None  # of those in between, int32, with room for more
+        self.where: torch.Tensor | None = None  # their places, int64
         self.blocks: list[tuple[int, int, int]] = []  # (first element, how many are at the high end, at the low end)
 
     def add(self, change: torch.Tensor, first: int) -> None:
@@ -130,9 +128,7 @@ class _Tally:
 
     def _among_equals(self, chunks: Chunks, bits: int, rank: int, column: int) -> Cut:
         """The cut after the first so many elements that have these bits; the block that holds it is read again."""
-        if not bits or rank == sum(
-            block[column] for block in self.blocks
-        ):  # of zeros it does not matter which are dropped
+        if not bits or rank == sum(block[column] for block in self.blocks):  # which zeros go does not matter
             return Cut(bits, EVERYTHING.first)
         for block in self.blocks:
             if rank <= block[column]:
@@ -167,11 +163,10 @@ def _brackets(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[_Bracket] | Non
     """Where each cut lies, very likely; None if a sample promises too many elements there."""
     import torch
 
-    every = next(
-        (prime for prime in reversed(EVERY) if prime**3 <= chunks.count), 0
-    )  # as dear as the picking out that it saves
     if chunks.count > LARGEST:
         return None
+    # so that the sample is as dear as the picking out that it saves
+    every = next((prime for prime in reversed(EVERY) if prime**3 <= chunks.count), 0)
     if not every:  # so few that all of them can be picked out
         return [_Bracket(0, INFINITE, True, False)] * len(wanted)
     pieces = [[magnitude(delta) for delta in deltas(chunk)] for chunk in chunks(every)]

@@ -81,14 +81,15 @@ def read_values(
     def value(name: str, model: str | None, default: Value | None, place: int, fits: Fitting) -> Value:
         part, t = _stand(config, place, layers)
         found = look_up(name, part.scopes(model, config.top), t, fits)
-        if found is None and default is None:
+        found = default if found is None else found
+        if found is None:
             of = f" for {model!r}" if model else ""
             which = f"tensors that fit {', '.join(sorted(fits))}" if fits else "tensors that fit no filter"
             message = f"no `{name}`{of} for {which if filters(config.scopes) else 'the tensors'}"
             where = config.where(*(part.models[model].at if model else ("merge_method",)))
             missing[message] = Fault(message, where, "mergekit refuses this too")
             return Fraction(1)
-        return found if found is not None else default  # type: ignore[return-value]
+        return found
 
     table: dict[Fitting, dict[int, Values]] = {}
     for fits, where in places.items():
