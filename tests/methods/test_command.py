@@ -42,6 +42,25 @@ def test_every_tensor_is_that_of_the_method(family_of_three: Path, tmp_path: Pat
     assert verified.code == 0, verified.err
 
 
+def test_task_arithmetic_of_scale_1_is_the_average_and_leaves_the_base_alone(
+    family_of_three: Path, tmp_path: Path
+) -> None:
+    for role in ("sft", "rlhf"):
+        (tmp_path / role).symlink_to(family_of_three / role)
+    models = "models: {base: ./not-there, sft: ./sft, rlhf: ./rlhf}\n"
+    for method in ("task_arithmetic", "average"):
+        made = tmp_path / f"{method}.yaml"
+        made.write_text(f"{models}merge: {{method: {method}, ratios: [0, 0.3, 0.7, 1]}}\n")
+        run = run_amatax("merge", made, tmp_path / method)
+        assert run.code == 0, run.err
+    assert "does not depend on base" in run_amatax("merge", tmp_path / "task_arithmetic.yaml", "--dry-run").out
+    files = [tmp_path / method / "model.safetensors" for method in ("task_arithmetic", "average")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    made = tmp_path / "less.yaml"
+    made.write_text(f"{models}merge: {{method: task_arithmetic, scale: 0.9, ratios: 0.3}}\n")
+    assert "models.base" in run_amatax("merge", made, tmp_path / "less").err
+
+
 ROWS = 1990  # of base's vocabulary, where it is another one
 
 

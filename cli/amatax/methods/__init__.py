@@ -10,7 +10,8 @@ A method that must know the whole tensor first (a threshold, a norm) has a `prep
 its kernel: `chunks()` goes through the tensor once more each time it is called (see `Chunks`), and the kernel gets what came of it
 as `stats`.
 A kernel may ask for `chunk`, where it stands: random numbers are a function of that, so that no order changes them. Options have
-types that pydantic checks; what they forbid together a `check(options) -> message` says. Files that begin with _ are no methods.
+types that pydantic checks; what they forbid together a `check(options) -> message` says. Where they make it another method, without
+options and with fewer models, `same_as(options) -> method` names that. Files that begin with _ are no methods.
 Another package adds one by an entry point of the group `amatax.methods`: `NAME = "package.module"`, a module as here.
 
 A method that `fit-ratios` may fit has a `slope(tensors, ratio, *, options)` beside its kernel: the derivative of its result in
@@ -114,6 +115,13 @@ def bind(method: str, options: Mapping[str, Any]) -> BoundMethod:
     bound = partial(function, **options) if options else function
     half = bool(getattr(method_module(method), "TAKES_HALF", False))
     return BoundMethod(bound, method_prepare(method, options), half, wants_chunk(function))
+
+
+def simplest(method: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The method that gives the same bytes with these options, from fewer models; the method itself, if there is none."""
+    same_as = getattr(method_module(method), "same_as", None)
+    other = same_as(**{**defaults(method), **options}) if same_as is not None else None
+    return (other, {}) if other else (method, dict(options))
 
 
 def summary(method: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amatax.methods._compiled import array, loops
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,6 +25,9 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float) -> torch.Tensor:
     import torch
 
     weights = 1 - ratio, ratio
+    if 0 < ratio < 1 and (compiled := loops(sft, rlhf)):
+        compiled.agree(*map(array, (sft, rlhf)), *map(array(sft).dtype.type, (*weights, TINY)))
+        return sft
     total = (sft * weights[0]).add_(rlhf * weights[1])  # each rounded by itself: opposite ones cancel out
     if not 0 < ratio < 1:
         return _weighed(sft, rlhf, weights, total)

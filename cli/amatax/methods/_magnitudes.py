@@ -11,6 +11,7 @@ from math import floor
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
+from amatax.methods._compiled import array, bits, loops
 
 if TYPE_CHECKING:
     import torch
@@ -75,5 +76,8 @@ def histograms(chunks: Chunks) -> list[torch.Tensor]:
     found = [torch.zeros(BINS, dtype=torch.int64) for _ in range(2)]
     for chunk in chunks():
         for counts, delta in zip(found, deltas(chunk), strict=True):
+            if compiled := loops(delta := delta.to(torch.float32)):
+                compiled.tally(bits(delta), array(counts))
+                continue
             counts += torch.bincount(magnitude(delta) >> 16, minlength=BINS).cpu()
     return found

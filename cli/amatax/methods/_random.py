@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk
+from amatax.methods._compiled import array, loops
 
 if TYPE_CHECKING:
     import torch
@@ -32,16 +33,28 @@ def numbers(chunk: Chunk, length: int, seed: int, device: torch.device) -> tuple
     """
     import torch
 
-    index = chunk.first
-    if index // WORD != (index + length - 1) // WORD:  # an index has 32 bits; what is above goes into the keys
-        head = WORD - index % WORD
-        rest = chunk._replace(first=index + head)
-        both = numbers(chunk, head, seed, device), numbers(rest, length - head, seed, device)
-        return torch.cat([both[0][0], both[1][0]]), torch.cat([both[0][1], both[1][1]])
-    text = f"{seed}\0{chunk.name}\0{index // WORD}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    start, key = (int.from_bytes(half, "little") for half in (digest[:4], digest[4:]))
-    state = (_indices(length, device) * _word(ODD)).add_(torch.tensor(_signed(start + index * ODD), dtype=torch.int32))
+    found = [_numbers(*piece, device) for piece in pieces(chunk, length, seed)]
+    return found[0] if len(found) == 1 else (torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found]))
+
+
+def pieces(chunk: Chunk, length: int, seed: int) -> list[tuple[int, int, int]]:
+    """(elements, where their hash begins, its key), for parts of a chunk: an index has 32 bits, and what is above goes into the key."""
+    found, index, end = [], chunk.first, chunk.first + length
+    while index < end:
+        high = index // WORD
+        digest = hashlib.blake2b(f"{seed}\0{chunk.name}\0{high}".encode(), digest_size=8).digest()
+        start, key = (int.from_bytes(half, "little") for half in (digest[:4], digest[4:]))
+        count = min(end, (high + 1) * WORD) - index
+        found.append((count, (start + index * ODD) % WORD, key))
+        index += count
+    return found
+
+
+def _numbers(length: int, start: int, key: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a piece. What `amatax.methods._loops.numbers` does for one element."""
+    import torch
+
+    state = (_indices(length, device) * _word(ODD)).add_(torch.tensor(_signed(start), dtype=torch.int32))
     other = torch.empty_like(state)
     _mix(state, other, *MIX[0]).bitwise_xor_(torch.tensor(_signed(key), dtype=torch.int32))
     _mix(state, other, *MIX[1])
@@ -92,9 +105,17 @@ def drop(
     """Both changes, in their own memory, with each element kept with the probability `density`; else it is zero."""
     if limit(density) <= NONE:
         return sft.mul_(0), rlhf.mul_(0)  # NaN stays NaN, and is seen
-    if density < 1:
-        for change, drawn in zip((sft, rlhf), numbers(chunk, len(sft), seed, sft.device), strict=True):
-            keep(change, drawn, limit(density))
+    if density == 1:
+        return sft, rlhf
+    if compiled := loops(sft, rlhf):
+        begin = 0
+        for count, start, key in pieces(chunk, len(sft), seed):
+            both = (array(change[begin : begin + count]) for change in (sft, rlhf))
+            compiled.drop(*both, *map(compiled.uint32, (start, key)), limit(density))
+            begin += count
+        return sft, rlhf
+    for change, drawn in zip((sft, rlhf), numbers(chunk, len(sft), seed, sft.device), strict=True):
+        keep(change, drawn, limit(density))
     return sft, rlhf
 
 

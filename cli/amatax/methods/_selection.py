@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
+from amatax.methods._compiled import array, bits, loops
 from amatax.methods._magnitudes import EVERYTHING, INFINITE, NOTHING, Cut, deltas, histograms, keep_above, magnitude
 
 if TYPE_CHECKING:
@@ -73,21 +74,13 @@ class _Tally:
 
     def add(self, change: torch.Tensor, first: int) -> None:
         """Count the next elements, float32, of which the first is element `first` of the tensor."""
-        import torch
-
         low, high, many_low, many_high = self.bracket
-        beyond = keep_above(change, high)
-        above, at_high, inside, at_low = _nonzero(beyond), 0, 0, 0
-        if many_high:
-            beyond = keep_above(change, high - 1)
-            at_high = (_nonzero(beyond) if high else len(change)) - above
-        if low < high or not (many_low or many_high):
-            picked = keep_above(change, low if many_low else low - 1).sub_(beyond)
-            where = picked.view(torch.int32).nonzero()[:, 0]
-            inside = len(where)
-            self._pick(magnitude(change[where]), where.add_(first))
-        if many_low and low < high:
-            at_low = (_nonzero(keep_above(change, low - 1)) if low else len(change)) - above - at_high - inside
+        above, at_high, inside, at_low = self._counted(change)
+        if not many_high:  # then those are picked out as well
+            at_high, inside = 0, inside + at_high
+        if not many_low and low < high:
+            at_low, inside = 0, inside + at_low
+        self._pick(change, low + many_low, high - many_high, inside, first)
         self.above, self.high, self.between, self.low = (
             a + b
             for a, b in zip(
@@ -96,17 +89,37 @@ class _Tally:
         )
         self.blocks.append((first, at_high, at_low))
 
-    def _pick(self, bits: torch.Tensor, where: torch.Tensor) -> None:
-        """Keep them in one piece of memory: many small ones between a kernel's large ones would tear the heap."""
-        end = self.between + len(bits)
-        if end > MOST:
+    def _counted(self, change: torch.Tensor) -> tuple[int, int, int, int]:
+        """How many are above the bracket, at its high end, between its ends, and at its low end if that is another."""
+        low, high = self.bracket[:2]
+        if compiled := loops(change):
+            above, at_high, inside, at_low = compiled.count(bits(change), low, high)
+            return (above, at_high, inside, at_low) if low < high else (above, at_high, 0, 0)
+        from_high, from_low = (_nonzero(keep_above(change, end - 1)) if end else len(change) for end in (high, low))
+        above, beyond_low = _nonzero(keep_above(change, high)), _nonzero(keep_above(change, low))
+        if low == high:
+            return above, from_high - above, 0, 0
+        return above, from_high - above, beyond_low - from_high, from_low - beyond_low
+
+    def _pick(self, change: torch.Tensor, low: int, high: int, count: int, first: int) -> None:
+        """Keep those between two magnitudes in one piece of memory: many small ones between a kernel's large ones would tear the heap."""
+        import torch
+
+        end = self.between + count
+        if not count or end > MOST:
             return
         if self.bits is None or self.where is None or end > len(self.bits):
             old, size = (self.bits, self.where), max(LEAST, 2 * end)
-            self.bits, self.where = bits.new_empty(size), where.new_empty(size)
+            self.bits = change.new_empty(size, dtype=torch.int32)
+            self.where = change.new_empty(size, dtype=torch.int64)
             if old[0] is not None and old[1] is not None:
                 self.bits[: self.between], self.where[: self.between] = old[0][: self.between], old[1][: self.between]
-        self.bits[self.between : end], self.where[self.between : end] = bits, where
+        found, where = self.bits[self.between : end], self.where[self.between : end]
+        if compiled := loops(change):
+            compiled.pick(bits(change), low, high, first, array(found), array(where))
+            return
+        places = keep_above(change, low - 1).sub_(keep_above(change, high)).view(torch.int32).nonzero()[:, 0]
+        found[:], where[:] = magnitude(change[places]), places.add_(first)
 
     def cut(self, chunks: Chunks) -> Cut | None:
         """Where it is; None if it is not in the bracket."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunk, Chunks, Factor, Flag, Seed, Share
+from amatax.methods._compiled import array, bits, loops
 from amatax.methods._consensus import agreed
 from amatax.methods._magnitudes import deltas, histograms, magnitude
-from amatax.methods._random import NONE, WORD, keep, numbers
+from amatax.methods._random import NONE, WORD, keep, numbers, pieces
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,15 @@ def della(
         A tensor of the same shape, dtype and device.
     """
     changes = deltas(tensors)
+    if compiled := loops(*changes):
+        tables = [tuple(map(array, both)) for both in zip(*stats, strict=True)]
+        begin = 0
+        for count, start, key in pieces(chunk, len(changes[0]), seed):
+            some = [change[begin : begin + count] for change in changes]
+            words = map(compiled.uint32, (start, key))
+            compiled.drop_by_size(*map(array, some), tuple(bits(x.float()) for x in some), *words, *tables)
+            begin += count
+        return agreed(*changes, ratio).mul_(scale).add_(tensors["base"])
     both = numbers(chunk, len(changes[0]), seed, changes[0].device)
     for change, drawn, chances in zip(changes, both, stats, strict=True):
         limits, factors = (table.to(change.device) for table in chances)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from amatax.methods import Factor
+from amatax.methods.average import average
 
 if TYPE_CHECKING:
     import torch
@@ -13,13 +14,18 @@ if TYPE_CHECKING:
 NEEDS = ("base", "sft", "rlhf")
 
 
+def same_as(*, scale: float) -> str | None:
+    """The average, where the base makes no difference."""
+    return "average" if scale == 1 else None
+
+
 def task_arithmetic(
     tensors: Mapping[str, torch.Tensor], ratio: float, out: torch.Tensor | None = None, *, scale: Factor = 1.0
 ) -> torch.Tensor:
     """base + scale * ((1 - ratio) * (sft - base) + ratio * (rlhf - base)).
 
-    With scale 1 it is the average of SFT and RLHF; with less the model stays nearer to the base. It is computed that way: from the base
-    to the average by the scale.
+    With scale 1 it is the average of SFT and RLHF, whatever the base; with less the model stays nearer to the base. It is computed that
+    way: from the base to the average by the scale.
 
     Args:
         tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
@@ -32,5 +38,5 @@ def task_arithmetic(
     """
     import torch
 
-    base, sft, rlhf = (tensors[role] for role in NEEDS)
-    return torch.lerp(base, torch.lerp(sft, rlhf, ratio, out=out), scale, out=out)
+    merged = average(tensors, ratio, out)
+    return torch.lerp(tensors["base"], merged, scale, out=out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from amatax.methods import method_needs
+from amatax.methods import method_needs, simplest
 from amatax.planning.plan import Plan, PlannedTensor
 
 CPU_ELEMENTS = 1 << 18  # of a chunk, read and written at once: smaller ones cost more calls (benchmarks/RESULTS.md)
@@ -24,7 +24,7 @@ def default_threads() -> int:
 
 def expected_memory(plan: Plan, threads: int | None = None) -> int:
     """Resident bytes on the CPU, about: each worker has raw bytes of a chunk and numbers of a block, for every model."""
-    roles = len(method_needs(plan.recipe.merge.method))
+    roles = len(method_needs(simplest(plan.recipe.merge.method, plan.recipe.merge.options)[0]))
     width = max(
         (e.nbytes // max(1, math.prod(e.shape)) for t in plan.tensors.values() for e in t.sources.values()),
         default=2,

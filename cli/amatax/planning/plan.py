@@ -14,7 +14,7 @@ from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, tie_flag
 from amatax.checkpoints.dtypes import DISK_NAMES, INTEGER, MERGEABLE, torch_name
 from amatax.checkpoints.opening import open_checkpoint
 from amatax.errors import AdapterError, AmataxError, Fault, PlanError
-from amatax.methods import method_copies, method_needs, options_model
+from amatax.methods import method_copies, method_needs, options_model, simplest
 from amatax.planning import siblings
 from amatax.planning.destination import State, destination_faults, state
 from amatax.planning.layout import OutputTensor, Shard, lay_out
@@ -134,13 +134,15 @@ def make_plan(
     copied, side_faults = side_files(recipe, checkpoints)
     faults += side_faults
     sft = checkpoints["sft"]
-    needs = method_needs(recipe.merge.method)
+    needs = method_needs(simplest(recipe.merge.method, recipe.merge.options)[0])
     for role in needs:
         faults += siblings.quantised(checkpoints[role], role)
     model = anatomy(sft.tensors, sft.config)
     layer_faults = _layer_faults(model, sft)
     faults += layer_faults
     notes = [f"{role}: {note}" for role, checkpoint in checkpoints.items() for note in checkpoint.notes]
+    if unread := [role for role in method_needs(recipe.merge.method) if role not in needs]:
+        notes.append(f"with these options {recipe.merge.method} does not depend on {', '.join(unread)}: it is not read")
     tensors: dict[str, dict[str, TensorEntry]] = {"sft": sft.tensors}
     for role in needs:
         if role != "sft":
@@ -230,7 +232,11 @@ def make_plan(
 def _open_all(recipe: Recipe, faults: list[Fault], remote: bool) -> dict[str, Checkpoint]:
     """The models the method reads and those whose files are copied."""
     named = recipe.models.by_role()
-    wanted: list[str] = [*method_needs(recipe.merge.method), recipe.output.tokenizer, recipe.output.config]
+    wanted: list[str] = [
+        *method_needs(simplest(recipe.merge.method, recipe.merge.options)[0]),
+        recipe.output.tokenizer,
+        recipe.output.config,
+    ]
     checkpoints: dict[str, Checkpoint] = {}
     for role in dict.fromkeys(wanted):
         if role not in named:
@@ -283,7 +289,7 @@ def _plan_tensor(
         # all are read, to note a difference
         return PlannedTensor(name, sft.dtype, sft.shape, place, 0.0, "sft", sources, {})
     dtype = DISK_NAMES[recipe.output.dtype] if recipe.output.dtype else sft.dtype
-    copy_of: str | None = method_copies(recipe.merge.method).get(ratio)
+    copy_of: str | None = method_copies(simplest(recipe.merge.method, recipe.merge.options)[0]).get(ratio)
     others: dict[str, TensorEntry] = {}
     if copy_of is not None:
         others = {role: entry for role, entry in sources.items() if role != copy_of and entry.shape == sft.shape}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 
 from amatax.errors import AmataxError
-from amatax.methods import bind, method_needs
+from amatax.methods import bind, method_needs, simplest
 from amatax.planning.memory import CPU_BLOCK, CPU_ELEMENTS
 from amatax.planning.plan import Plan, PlannedTensor
 from amatax.streaming.buffers import Files
@@ -76,7 +76,8 @@ class Streamer:
         advance: Callable[[int], None] = lambda n: None,
     ) -> None:
         merge = plan.recipe.merge
-        method = bind(merge.method, merge.options)
+        name, options = simplest(merge.method, merge.options)
+        method = bind(name, options)
         on_gpu = devices[0].type == "cuda"
         elements = GPU_ELEMENTS if on_gpu else CPU_ELEMENTS
         largest = max((t.reads // max(1, len(t.sources)) for t in plan.tensors.values()), default=1)
@@ -84,7 +85,7 @@ class Streamer:
         names = list(plan.tensors)
         sampled = frozenset(names[:: max(1, len(names) // SAMPLED_TENSORS)])
         self._stop = threading.Event()
-        self._roles = tuple(dict.fromkeys(("sft", *method_needs(merge.method))))
+        self._roles = tuple(dict.fromkeys(("sft", *method_needs(name))))
         self._make: Callable[[torch.device, Files, Sink], Worker] = lambda device, files, sink: Worker(
             method,
             self._roles,

@@ -1,0 +1,127 @@
+"""What kernels do with every element, in one compiled loop: for tensors on the CPU, where there is numba.
+
+torch goes through memory once for each operation, and a dozen of them take ten times as long as the loop. The results are the same,
+bit for bit: each rounding is torch's own, and no product is fused with a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numpy import int32, uint32, uint64
+
+MAGNITUDE = int32(0x7FFFFFFF)  # float32 without its sign
+WORD = 64  # bits of one
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """When it is first called, and kept on disk, beside this file or in the user's cache; only in memory if neither can be written to."""
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@numba.njit(inline="always")
+def numbers(i: Any, start: Any, key: Any) -> tuple[Any, Any]:
+    """Both random numbers of element i, int32, as amatax.methods._random has them; everything given is uint32."""
+    x = uint32(uint32(i * uint32(0x9E3779B1)) + start)
+    x = uint32(uint32((x ^ (x >> uint32(16))) * uint32(0x21F0AAAD)) ^ key)
+    x = uint32((x ^ (x >> uint32(15))) * uint32(0x735A2D97))
+    y = uint32((x ^ (x >> uint32(15))) * uint32(0x31848BAB))
+    return int32(x) >> int32(1), int32(y) >> int32(1)
+
+
+@compiled
+def drop(sft: Any, rlhf: Any, start: Any, key: Any, limit: int) -> None:
+    """Times zero, in place, what is not below the limit."""
+    zero = sft.dtype.type(0)
+    for i in range(len(sft)):
+        x, y = numbers(uint32(i), start, key)
+        s, r = sft[i], rlhf[i]
+        sft[i] = s if x < limit else s * zero
+        rlhf[i] = r if y < limit else r * zero
+
+
+@compiled
+def drop_by_size(
+    sft: Any,
+    rlhf: Any,
+    sizes: tuple[Any, Any],
+    start: Any,
+    key: Any,
+    limits: tuple[Any, Any],
+    factors: tuple[Any, Any],
+) -> None:
+    """The same with a limit, and a factor for what stays, by the upper 16 bits of a magnitude; `sizes` are the changes' bits."""
+    zero = sft.dtype.type(0)
+    for i in range(len(sft)):
+        x, y = numbers(uint32(i), start, key)
+        a, b = (sizes[0][i] & MAGNITUDE) >> 16, (sizes[1][i] & MAGNITUDE) >> 16
+        s, r = sft[i], rlhf[i]
+        sft[i] = (s if x < limits[0][a] else s * zero) * factors[0][a]
+        rlhf[i] = (r if y < limits[1][b] else r * zero) * factors[1][b]
+
+
+@compiled
+def agree(sft: Any, rlhf: Any, weight_sft: Any, weight_rlhf: Any, tiny: Any) -> None:
+    """The disjoint mean, as amatax.methods._consensus.agreed has it, in SFT's memory."""
+    zero = sft.dtype.type(0)
+    for i in range(len(sft)):
+        s, r = sft[i], rlhf[i]
+        total = (s * weight_sft + r * weight_rlhf) + tiny
+        low, high = s if s < r else r, s if s > r else r
+        alike = (s > zero and r > zero) or (s < zero and r < zero)
+        mean = min(max(total, low), high) if alike else (high if total > zero else low)
+        sft[i] = mean if total == total else total
+
+
+@compiled
+def count(sizes: Any, low: Any, high: Any) -> tuple[int, int, int, int]:
+    """How many magnitudes are above `high`, at it, between both, and at `low`; of float32 numbers' bits."""
+    above, from_high, beyond_low, from_low = 0, 0, 0, 0
+    for i in range(len(sizes)):
+        x = int32(sizes[i] & MAGNITUDE)
+        above += x > high
+        from_high += x >= high
+        beyond_low += x > low
+        from_low += x >= low
+    return above, from_high - above, beyond_low - from_high, from_low - beyond_low
+
+
+@numba.njit(inline="always")
+def inside(sizes: Any, begin: int, count: int, low: Any, width: Any) -> Any:
+    """A bit for each magnitude from `low` to `low + width`."""
+    word = uint64(0)
+    for j in range(count):
+        word |= uint64(uint32(int32(sizes[begin + j] & MAGNITUDE) - low) <= width) << uint64(j)
+    return word
+
+
+@compiled
+def pick(sizes: Any, low: Any, high: Any, first: int, found: Any, where: Any) -> None:
+    """The magnitudes from `low` to `high`, and their places, counted from `first`."""
+    n, width = 0, uint32(high - low)
+    for begin in range(0, len(sizes), WORD):
+        i, rest = begin, len(sizes) - begin
+        if rest >= WORD:  # a number that the compiler knows: it does them side by side
+            word = inside(sizes, begin, WORD, low, width)
+        else:
+            word = inside(sizes, begin, rest, low, width)
+        while word:
+            if not word & uint64(0xFF):
+                word, i = word >> uint64(8), i + 8
+                continue
+            if word & uint64(1):
+                found[n], where[n] = sizes[i] & MAGNITUDE, first + i
+                n += 1
+            word, i = word >> uint64(1), i + 1
+
+
+@compiled
+def tally(sizes: Any, counts: Any) -> None:
+    """Count magnitudes by their upper 16 bits."""
+    for i in range(len(sizes)):
+        counts[(sizes[i] & MAGNITUDE) >> 16] += 1

@@ -1,0 +1,111 @@
+"""The compiled loops against torch's own operations: the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from amatax.methods import Chunk, Chunks, bind
+from amatax.methods import _compiled as compiled
+from amatax.methods._consensus import agreed
+from amatax.methods._random import drop
+from amatax.methods._selection import cuts
+from tests.methods.test_selection import KINDS, RANKS, chunks_of
+
+COUNT = compiled.MANY + 977  # no multiple of any vector's length
+SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, -3e38, torch.inf, -torch.inf, torch.nan])
+
+
+@contextmanager
+def torch_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "_module", lambda: None)
+        yield
+
+
+def changes(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two of them, with zeros, equal and opposite ones."""
+    draws = torch.Generator().manual_seed(seed)
+    one, other = (torch.randn(COUNT, generator=draws, dtype=dtype) * 1e-3 for _ in range(2))
+    for change in (one, other):
+        change[torch.rand(COUNT, generator=draws) < 0.2] = 0
+    other[:5000] = -one[:5000]
+    other[5000:9000] = one[5000:9000]
+    return one, other
+
+
+def special(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every number that is one of a kind beside every other."""
+    both = SPECIAL.repeat(len(SPECIAL)), SPECIAL.repeat_interleave(len(SPECIAL))
+    times = compiled.MANY // len(both[0]) + 1
+    return both[0].repeat(times).to(dtype), both[1].repeat(times).to(dtype)
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bit for bit; NaN is NaN."""
+    words = torch.int32 if one.dtype is torch.float32 else torch.int64
+    return bool(((one.view(words) == other.view(words)) | (one.isnan() & other.isnan())).all())
+
+
+def test_they_are_used() -> None:
+    assert compiled.loops(torch.zeros(COUNT)) is not None
+    assert compiled.loops(torch.zeros(COUNT), torch.zeros(2 * COUNT)[::2]) is None
+    assert compiled.loops(torch.zeros(compiled.MANY - 1)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ratio", [0.4, 0.5, 1e-9, 0.999])
+def test_the_mean_of_those_that_agree(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ratio: float) -> None:
+    for pair in (changes(1, dtype), special(dtype)):
+        mean = agreed(*(x.clone() for x in pair), ratio)
+        with torch_alone(monkeypatch):
+            assert same(mean, agreed(*(x.clone() for x in pair), ratio))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("first", [0, 12_345, (1 << 32) - 1000, 1 << 40])
+def test_drops(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, first: int) -> None:
+    for pair in (changes(2, dtype), special(dtype)):
+        for density in (0.0, 0.3, 0.5, 1.0):
+            dropped = drop(*(x.clone() for x in pair), Chunk("a.weight", first), density, 7)
+            with torch_alone(monkeypatch):
+                others = drop(*(x.clone() for x in pair), Chunk("a.weight", first), density, 7)
+            assert all(map(same, dropped, others))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cuts(monkeypatch: pytest.MonkeyPatch, kind: Callable[[np.random.Generator], np.ndarray]) -> None:
+    draws = np.random.default_rng(3)
+    sft, rlhf = (torch.tensor(kind(draws)).float() for _ in range(2))
+    monkeypatch.setattr(compiled, "MANY", 1)  # they come in smaller blocks
+    chunks, _ = chunks_of(torch.zeros_like(sft), sft, rlhf)
+    found = cuts(chunks, lambda count: RANKS)
+    with torch_alone(monkeypatch):
+        assert found == cuts(chunks, lambda count: RANKS)
+
+
+@pytest.mark.parametrize("method", ["dare", "dare_ties", "ties", "della", "breadcrumbs"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_whole_methods(monkeypatch: pytest.MonkeyPatch, method: str, dtype: torch.dtype) -> None:
+    """In one chunk of two, so that prepare and the kernel both go through them."""
+    one, other = changes(4, dtype)
+    base = torch.randn(COUNT, generator=torch.Generator().manual_seed(5), dtype=dtype) * 0.02
+    models = {"base": base, "sft": base + one, "rlhf": base + other}
+
+    def merged() -> torch.Tensor:
+        bound = bind(method, {})
+        chunks = Chunks(COUNT, lambda every, first: iter([{k: v[first::every].clone() for k, v in models.items()}]))
+        given = {"stats": bound.prepare(chunks, 0.4)} if bound.prepare else {}
+        if bound.wants_chunk:
+            given["chunk"] = Chunk("a.weight", 0)
+        result: torch.Tensor = bound.kernel({k: v.clone() for k, v in models.items()}, 0.4, None, **given)
+        return result
+
+    ours = merged()
+    with torch_alone(monkeypatch):
+        theirs = merged()
+    assert same(ours, theirs)
