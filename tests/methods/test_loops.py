@@ -61,9 +61,10 @@ def test_they_are_used() -> None:
 @pytest.mark.parametrize("ratio", [0.4, 0.5, 1e-9, 0.999])
 def test_the_mean_of_those_that_agree(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ratio: float) -> None:
     for pair in (changes(1, dtype), special(dtype)):
-        mean = agreed(*(x.clone() for x in pair), ratio)
+        base = pair[0].flip(0)
+        mean = agreed(*(x.clone() for x in pair), ratio, base, 0.7)
         with torch_alone(monkeypatch):
-            assert same(mean, agreed(*(x.clone() for x in pair), ratio))
+            assert same(mean, agreed(*(x.clone() for x in pair), ratio, base, 0.7))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

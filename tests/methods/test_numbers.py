@@ -75,7 +75,7 @@ def test_the_mean_of_those_that_agree_by_its_definition(ratio: float) -> None:
         sft, rlhf = one * size, other * size
         total = (sft * (1 - ratio)).add_(rlhf * ratio)
         want = _weighed(sft.clone(), rlhf.clone(), (1 - ratio, ratio), total)
-        assert torch.allclose(agreed(sft, rlhf, ratio), want, rtol=1e-6, atol=0)
+        assert torch.allclose(agreed(sft, rlhf, ratio, torch.zeros_like(want), 1.0), want, rtol=1e-6, atol=0)
 
 
 def test_nan_has_no_rank() -> None:

@@ -139,7 +139,7 @@ def test_what_is_kept_of_a_pass_is_in_one_piece() -> None:
     tally = selection._Tally(selection._Wanted(0, 0, 1), selection._Bracket(1, selection.INFINITE, False, False))
     whole = torch.randn(200_000, generator=draws)
     for begin in range(0, len(whole), 1000):
-        tally.add(whole[begin : begin + 1000], begin)
+        tally.add(torch.zeros(1000), whole[begin : begin + 1000], begin)
     assert tally.bits is not None
     assert tally.where is not None
     assert torch.equal(tally.where[: tally.between], torch.arange(len(whole)))

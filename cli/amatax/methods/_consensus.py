@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 TINY = 2.0**-125  # gives a sum of zero its sign; other sums are far larger
 
 
-def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float) -> torch.Tensor:
-    """The disjoint mean (arXiv 2306.01708, Section 4.2) of two changes weighted by 1 - ratio and ratio.
+def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float, base: torch.Tensor, scale: float) -> torch.Tensor:
+    """base + scale * the disjoint mean (arXiv 2306.01708, Section 4.2) of two changes weighted by 1 - ratio and ratio.
 
     The elected sign is that of the weighted sum; of a sum of zero it is plus. The weighted changes of that sign are summed up and
     divided by the sum of their weights; a change of zero, such as a dropped one, agrees with nothing. Where none agrees: zero.
@@ -21,21 +21,23 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float) -> torch.Tensor:
     Args:
         sft, rlhf: the changes, of one shape; both are used up.
         ratio: the share of RLHF. Outside 0..1 a weight is negative, and turns its change around.
+        base: what the changes are added to.
+        scale: of the mean.
     """
     import torch
 
     weights = 1 - ratio, ratio
-    if 0 < ratio < 1 and (compiled := loops(sft, rlhf)):
-        compiled.agree(*map(array, (sft, rlhf)), *map(array(sft).dtype.type, (*weights, TINY)))
+    if 0 < ratio < 1 and (compiled := loops(sft, rlhf, base)):
+        compiled.agree(*map(array, (sft, rlhf, base)), *map(array(sft).dtype.type, (*weights, scale, TINY)))
         return sft
     total = (sft * weights[0]).add_(rlhf * weights[1])  # each rounded by itself: opposite ones cancel out
     if not 0 < ratio < 1:
-        return _weighed(sft, rlhf, weights, total)
+        return _weighed(sft, rlhf, weights, total).mul_(scale).add_(base)
     # where both have one sign the mean is the weighted sum; else it is the change of the elected sign, the larger or the smaller one
     # (comparisons and masks cost torch several times what arithmetic does: here a quotient by zero says "else")
     smaller, larger = torch.minimum(sft, rlhf), torch.maximum(sft, rlhf)
     alike = torch.threshold_(sft.sign_().mul_(rlhf.sign_()), 0.5, 0.0)
-    return total.add_(TINY).div_(alike).clamp_(smaller, larger)
+    return total.add_(TINY).div_(alike).clamp_(smaller, larger).mul_(scale).add_(base)
 
 
 def _weighed(sft: torch.Tensor, rlhf: torch.Tensor, weights: tuple[float, float], total: torch.Tensor) -> torch.Tensor:

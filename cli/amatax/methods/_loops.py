@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
-from numpy import int32, uint32, uint64
+from numpy import float32, inf, int32, uint32, uint64
 
 MAGNITUDE = int32(0x7FFFFFFF)  # float32 without its sign
 WORD = 64  # bits of one
@@ -66,8 +66,8 @@ def drop_by_size(
 
 
 @compiled
-def agree(sft: Any, rlhf: Any, weight_sft: Any, weight_rlhf: Any, tiny: Any) -> None:
-    """The disjoint mean, as amatax.methods._consensus.agreed has it, in SFT's memory."""
+def agree(sft: Any, rlhf: Any, base: Any, weight_sft: Any, weight_rlhf: Any, scale: Any, tiny: Any) -> None:
+    """base + scale * the disjoint mean of two changes, as amatax.methods._consensus.agreed has it, in SFT's memory."""
     zero = sft.dtype.type(0)
     for i in range(len(sft)):
         s, r = sft[i], rlhf[i]
@@ -75,47 +75,61 @@ def agree(sft: Any, rlhf: Any, weight_sft: Any, weight_rlhf: Any, tiny: Any) -> 
         low, high = s if s < r else r, s if s > r else r
         alike = (s > zero and r > zero) or (s < zero and r < zero)
         mean = min(max(total, low), high) if alike else (high if total > zero else low)
-        sft[i] = mean if total == total else total
+        sft[i] = (mean if total == total else total) * scale + base[i]
 
 
 @compiled
-def count(sizes: Any, low: Any, high: Any) -> tuple[int, int, int, int]:
-    """How many magnitudes are above `high`, at it, between both, and at `low`; of float32 numbers' bits."""
-    above, from_high, beyond_low, from_low = 0, 0, 0, 0
-    for i in range(len(sizes)):
-        x = int32(sizes[i] & MAGNITUDE)
-        above += x > high
-        from_high += x >= high
-        beyond_low += x > low
-        from_low += x >= low
-    return above, from_high - above, beyond_low - from_high, from_low - beyond_low
+def trim(base: Any, model: Any, out: Any, first: int, bottom: Any, bottom_end: int, top: Any, top_end: int) -> None:
+    """The change, with zeros below the bottom and above the top; the first of those at a limit, up to its end, count as above it."""
+    zero = base.dtype.type(0)
+    for i in range(len(base)):
+        change = model[i] - base[i]
+        size = abs(float32(change))
+        goes = (size < bottom) | ((size == bottom) & (first + i >= bottom_end))
+        tops = (size > top) | ((size == top) & (first + i < top_end))
+        out[i] = zero if goes else (change - change if tops else change)
+
+
+@compiled
+def count(base: Any, model: Any, low: Any, high: Any) -> tuple[int, int, int, int, int]:
+    """Of a change, in float32, how many sizes are above `high`, at it, between both, at `low`, and finite."""
+    above = from_high = beyond_low = from_low = finite = 0
+    for i in range(len(base)):
+        size = abs(float32(model[i] - base[i]))
+        above += size > high
+        from_high += size >= high
+        beyond_low += size > low
+        from_low += size >= low
+        finite += int(size < inf)
+    return above, from_high - above, beyond_low - from_high, from_low - beyond_low, finite
 
 
 @numba.njit(inline="always")
-def inside(sizes: Any, begin: int, count: int, low: Any, width: Any) -> Any:
-    """A bit for each magnitude from `low` to `low + width`."""
+def inside(base: Any, model: Any, begin: int, count: int, low: Any, high: Any) -> Any:
+    """A bit for each change from `low` to `high`."""
     word = uint64(0)
     for j in range(count):
-        word |= uint64(uint32(int32(sizes[begin + j] & MAGNITUDE) - low) <= width) << uint64(j)
+        size = abs(float32(model[begin + j] - base[begin + j]))
+        word |= uint64(low <= size <= high) << uint64(j)
     return word
 
 
 @compiled
-def pick(sizes: Any, low: Any, high: Any, first: int, found: Any, where: Any) -> None:
-    """The magnitudes from `low` to `high`, and their places, counted from `first`."""
-    n, width = 0, uint32(high - low)
-    for begin in range(0, len(sizes), WORD):
-        i, rest = begin, len(sizes) - begin
+def pick(base: Any, model: Any, low: Any, high: Any, first: int, found: Any, where: Any) -> None:
+    """The sizes of a change from `low` to `high`, float32, and their places, counted from `first`."""
+    n = 0
+    for begin in range(0, len(base), WORD):
+        i, rest = begin, len(base) - begin
         if rest >= WORD:  # a number that the compiler knows: it does them side by side
-            word = inside(sizes, begin, WORD, low, width)
+            word = inside(base, model, begin, WORD, low, high)
         else:
-            word = inside(sizes, begin, rest, low, width)
+            word = inside(base, model, begin, rest, low, high)
         while word:
             if not word & uint64(0xFF):
                 word, i = word >> uint64(8), i + 8
                 continue
             if word & uint64(1):
-                found[n], where[n] = sizes[i] & MAGNITUDE, first + i
+                found[n], where[n] = abs(float32(model[i] - base[i])), first + i
                 n += 1
             word, i = word >> uint64(1), i + 1
 

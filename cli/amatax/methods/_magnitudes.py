@@ -52,8 +52,7 @@ def keep_above(change: torch.Tensor, bits: int) -> torch.Tensor:
     """The change, float32, with zeros for magnitudes of at most these bits (-1: of none); NaN stays. Several times faster than a mask."""
     import torch
 
-    threshold = float(torch.tensor(bits, dtype=torch.int32).view(torch.float32)) if bits >= 0 else -1.0
-    return torch.nn.functional.hardshrink(change, threshold)
+    return torch.nn.functional.hardshrink(change, size(bits) if bits >= 0 else -1.0)
 
 
 def trim(change: torch.Tensor, cut: Cut, first: int) -> torch.Tensor:
@@ -67,6 +66,28 @@ def trim(change: torch.Tensor, cut: Cut, first: int) -> torch.Tensor:
     if change.dtype is torch.float32:
         return keep_above(change, most)
     return change.masked_fill(magnitude(change) <= most, 0)
+
+
+def trimmed(
+    tensors: Mapping[str, torch.Tensor], role: str, first: int, bottom: Cut, top: Cut = NOTHING
+) -> torch.Tensor:
+    """A model's change with zeros after the one cut and before the other; `first` is the index of its first element."""
+    base, model = tensors["base"], tensors[role]
+    if compiled := loops(base, model):
+        out = base.new_empty(len(base))
+        ends = [end for cut in (bottom, top) for end in (compiled.float32(size(cut.bits)), cut.first)]
+        compiled.trim(*map(array, (base, model, out)), first, *ends)
+        return out
+    change = model - base
+    kept = trim(change, bottom, first)
+    return kept if top == NOTHING else kept.sub_(trim(change, top, first))
+
+
+def size(bits: int) -> float:
+    """The magnitude that has these bits; infinity for those of NaN."""
+    import torch
+
+    return float(torch.tensor(min(bits, INFINITE), dtype=torch.int32).view(torch.float32))
 
 
 def histograms(chunks: Chunks) -> list[torch.Tensor]:

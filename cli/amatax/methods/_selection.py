@@ -12,12 +12,23 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
-from amatax.methods._compiled import array, bits, loops
-from amatax.methods._magnitudes import EVERYTHING, INFINITE, NOTHING, Cut, deltas, histograms, keep_above, magnitude
+from amatax.methods._compiled import array, loops
+from amatax.methods._magnitudes import (
+    EVERYTHING,
+    INFINITE,
+    NOTHING,
+    Cut,
+    deltas,
+    histograms,
+    keep_above,
+    magnitude,
+    size,
+)
 
 if TYPE_CHECKING:
     import torch
 
+MODELS = ("sft", "rlhf")
 EVERY = (31, 61, 127, 251)  # of so many elements one is in the sample; primes: it meets every row and column
 DEVIATIONS = 4  # of the sample's rank: as far as that the cut may lie from where it says
 MANY = 1e-3  # the share of equal elements from which on they are counted and not picked out
@@ -31,7 +42,7 @@ LOWER = 1 << 16  # bins by the lower bits of a magnitude
 class _Wanted(NamedTuple):
     """A cut that lies somewhere in the middle."""
 
-    model: int  # of the changes
+    model: int  # of MODELS
     place: int  # among the cuts of that model
     rank: int  # elements before it
 
@@ -72,15 +83,17 @@ class _Tally:
         self.where: torch.Tensor | None = None  # their places, int64
         self.blocks: list[tuple[int, int, int]] = []  # (first element, how many are at the high end, at the low end)
 
-    def add(self, change: torch.Tensor, first: int) -> None:
-        """Count the next elements, float32, of which the first is element `first` of the tensor."""
+    def add(self, base: torch.Tensor, model: torch.Tensor, first: int) -> bool:
+        """Count the next elements, of which the first is element `first` of the tensor; False if one is not finite."""
         low, high, many_low, many_high = self.bracket
-        above, at_high, inside, at_low = self._counted(change)
+        above, at_high, inside, at_low, finite = self._counted(base, model)
+        if not finite:
+            return False
         if not many_high:  # then those are picked out as well
             at_high, inside = 0, inside + at_high
         if not many_low and low < high:
             at_low, inside = 0, inside + at_low
-        self._pick(change, low + many_low, high - many_high, inside, first)
+        self._pick(base, model, low + many_low, high - many_high, inside, first)
         self.above, self.high, self.between, self.low = (
             a + b
             for a, b in zip(
@@ -88,20 +101,27 @@ class _Tally:
             )
         )
         self.blocks.append((first, at_high, at_low))
+        return True
 
-    def _counted(self, change: torch.Tensor) -> tuple[int, int, int, int]:
-        """How many are above the bracket, at its high end, between its ends, and at its low end if that is another."""
+    def _counted(self, base: torch.Tensor, model: torch.Tensor) -> tuple[int, int, int, int, bool]:
+        """How many are above the bracket, at its high end, between its ends, at its low end if that is another; whether all are finite."""
+        import torch
+
         low, high = self.bracket[:2]
-        if compiled := loops(change):
-            above, at_high, inside, at_low = compiled.count(bits(change), low, high)
-            return (above, at_high, inside, at_low) if low < high else (above, at_high, 0, 0)
-        from_high, from_low = (_nonzero(keep_above(change, end - 1)) if end else len(change) for end in (high, low))
-        above, beyond_low = _nonzero(keep_above(change, high)), _nonzero(keep_above(change, low))
+        if compiled := loops(base, model):
+            ends = (compiled.float32(size(bits)) for bits in (low, high))
+            above, at_high, inside, at_low, finite = compiled.count(array(base), array(model), *ends)
+        else:
+            change = (model - base).to(torch.float32)
+            from_high, from_low = (_nonzero(keep_above(change, end - 1)) if end else len(change) for end in (high, low))
+            above, beyond_low = _nonzero(keep_above(change, high)), _nonzero(keep_above(change, low))
+            at_high, inside, at_low = from_high - above, beyond_low - from_high, from_low - beyond_low
+            finite = len(change) if math.isfinite(float(change.sum())) else 0
         if low == high:
-            return above, from_high - above, 0, 0
-        return above, from_high - above, beyond_low - from_high, from_low - beyond_low
+            inside = at_low = 0
+        return above, at_high, inside, at_low, finite == len(base)
 
-    def _pick(self, change: torch.Tensor, low: int, high: int, count: int, first: int) -> None:
+    def _pick(self, base: torch.Tensor, model: torch.Tensor, low: int, high: int, count: int, first: int) -> None:
         """Keep those between two magnitudes in one piece of memory: many small ones between a kernel's large ones would tear the heap."""
         import torch
 
@@ -109,15 +129,17 @@ class _Tally:
         if not count or end > MOST:
             return
         if self.bits is None or self.where is None or end > len(self.bits):
-            old, size = (self.bits, self.where), max(LEAST, 2 * end)
-            self.bits = change.new_empty(size, dtype=torch.int32)
-            self.where = change.new_empty(size, dtype=torch.int64)
+            old, room = (self.bits, self.where), max(LEAST, 2 * end)
+            self.bits = base.new_empty(room, dtype=torch.int32)
+            self.where = base.new_empty(room, dtype=torch.int64)
             if old[0] is not None and old[1] is not None:
                 self.bits[: self.between], self.where[: self.between] = old[0][: self.between], old[1][: self.between]
         found, where = self.bits[self.between : end], self.where[self.between : end]
-        if compiled := loops(change):
-            compiled.pick(bits(change), low, high, first, array(found), array(where))
+        if compiled := loops(base, model):
+            ends = (compiled.float32(size(bits)) for bits in (low, high))
+            compiled.pick(array(base), array(model), *ends, first, array(found.view(torch.float32)), array(where))
             return
+        change = (model - base).to(torch.float32)
         places = keep_above(change, low - 1).sub_(keep_above(change, high)).view(torch.int32).nonzero()[:, 0]
         found[:], where[:] = magnitude(change[places]), places.add_(first)
 
@@ -153,21 +175,16 @@ class _Tally:
 
 def _by_sample(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[Cut] | None:
     """The cuts, in one pass; None if the sample misled, too many elements are near a cut, or some are not finite."""
-    import torch
-
     brackets = _brackets(chunks, wanted)
     if brackets is None:
         return None
     tallies, first = [_Tally(*pair) for pair in zip(wanted, brackets, strict=True)], 0
     for chunk in chunks():
-        changes = [delta.to(torch.float32) for delta in deltas(chunk)]
-        if not math.isfinite(sum(float(change.sum()) for change in changes)):
-            return None
         for tally in tallies:
-            tally.add(changes[tally.wanted.model], first)
-            if tally.between > MOST:
+            finite = tally.add(chunk["base"], chunk[MODELS[tally.wanted.model]], first)
+            if not finite or tally.between > MOST:
                 return None
-        first += len(changes[0])
+        first += len(chunk["base"])
     found = [tally.cut(chunks) for tally in tallies]
     return None if None in found else [cut for cut in found if cut is not None]
 
@@ -187,15 +204,15 @@ def _brackets(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[_Bracket] | Non
     found = []
     for one in wanted:
         sample, share = samples[one.model], one.rank / chunks.count
-        size = len(sample)
-        margin = DEVIATIONS * math.sqrt(size * share * (1 - share)) + 1
-        begin, end = math.floor(size * (1 - share) - margin), math.ceil(size * (1 - share) + margin)
+        drawn = len(sample)
+        margin = DEVIATIONS * math.sqrt(drawn * share * (1 - share)) + 1
+        begin, end = math.floor(drawn * (1 - share) - margin), math.ceil(drawn * (1 - share) + margin)
         low = int(sample[begin]) if begin >= 0 else 0  # beyond the sample's ends there may be more
-        high = int(sample[end]) if end < size else INFINITE
-        equal = [_count(sample, bits, bits) / size for bits in (low, high)]
+        high = int(sample[end]) if end < drawn else INFINITE
+        equal = [_count(sample, bits, bits) / drawn for bits in (low, high)]
         many_low, many_high = (share > MANY or not bits for share, bits in zip(equal, (low, high), strict=True))
         inside = _count(sample, low + many_low, high - many_high)
-        if inside * chunks.count / size > MOST * 0.9:
+        if inside * chunks.count / drawn > MOST * 0.9:
             return None
         found.append(_Bracket(low, high, many_low, many_high))
     return found

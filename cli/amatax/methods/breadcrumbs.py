@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk, Chunks, Factor, Share
-from amatax.methods._magnitudes import Cut, deltas, part, trim
+from amatax.methods._magnitudes import Cut, part, trimmed
 from amatax.methods._selection import cuts
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def breadcrumbs(
         A tensor of the same shape, dtype and device.
     """
     sft, rlhf = (
-        trim(change, bottom, chunk.first).sub_(trim(change, top, chunk.first))
-        for change, (top, bottom) in zip(deltas(tensors), stats, strict=True)
+        trimmed(tensors, role, chunk.first, bottom, top)
+        for role, (top, bottom) in zip(("sft", "rlhf"), stats, strict=True)
     )
     return sft.mul_((1 - ratio) * scale).add_(rlhf, alpha=ratio * scale).add_(tensors["base"])

@@ -44,4 +44,4 @@ def dare_ties(
     """
     changes = drop(*deltas(tensors), chunk, density, seed)
     factor = scale * rescaling(density) if rescale else scale
-    return agreed(*changes, ratio).mul_(factor).add_(tensors["base"])
+    return agreed(*changes, ratio, tensors["base"], factor)

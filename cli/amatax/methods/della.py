@@ -95,10 +95,10 @@ def della(
             words = map(compiled.uint32, (start, key))
             compiled.drop_by_size(*map(array, some), tuple(bits(x.float()) for x in some), *words, *tables)
             begin += count
-        return agreed(*changes, ratio).mul_(scale).add_(tensors["base"])
+        return agreed(*changes, ratio, tensors["base"], scale)
     both = numbers(chunk, len(changes[0]), seed, changes[0].device)
     for change, drawn, chances in zip(changes, both, stats, strict=True):
         limits, factors = (table.to(change.device) for table in chances)
         bins = magnitude(change) >> 16
         keep(change, drawn, limits.index_select(0, bins)).mul_(factors.index_select(0, bins))
-    return agreed(*changes, ratio).mul_(scale).add_(tensors["base"])
+    return agreed(*changes, ratio, tensors["base"], scale)

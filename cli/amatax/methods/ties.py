@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk, Chunks, Factor, Share
 from amatax.methods._consensus import agreed
-from amatax.methods._magnitudes import Cut, deltas, part, trim
+from amatax.methods._magnitudes import Cut, part, trimmed
 from amatax.methods._selection import cuts
 
 if TYPE_CHECKING:
@@ -45,5 +45,5 @@ def ties(
     Returns:
         A tensor of the same shape, dtype and device.
     """
-    sft, rlhf = (trim(change, cut, chunk.first) for change, (cut,) in zip(deltas(tensors), stats, strict=True))
-    return agreed(sft, rlhf, ratio).mul_(scale).add_(tensors["base"])
+    sft, rlhf = (trimmed(tensors, role, chunk.first, cut) for role, (cut,) in zip(("sft", "rlhf"), stats, strict=True))
+    return agreed(sft, rlhf, ratio, tensors["base"], scale)
