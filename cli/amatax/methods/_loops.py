@@ -110,7 +110,7 @@ def inside(base: Any, model: Any, begin: int, count: int, low: Any, high: Any) -
     word = uint64(0)
     for j in range(count):
         size = abs(float32(model[begin + j] - base[begin + j]))
-        word |= uint64(low <= size <= high) << uint64(j)
+        word |= uint64((size >= low) & (size <= high)) << uint64(j)
     return word
 
 
