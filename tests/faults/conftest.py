@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.breaking import snapshot
 from tests.faults.processes import save_large_siblings
-from tests.forked import Warm
+from tests.forked import MERGING, Warm, forks
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    parts = ("api", "commands", "streaming.stream", "writing.record", "writing.verification", "writing.writer")
-    server = Warm(tmp_path_factory.mktemp("warm"), *(f"amatax.{part}" for part in parts))
-    yield server
-    server.close()
+def warm() -> Warm:
+    return forks(*MERGING)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from amatax.fitting.samples import Sample, tokenize
 from amatax.fitting.variables import Variables, choose_variables, tensor_groups
 from amatax.planning.plan import make_plan
 from amatax.recipes.loading import load_recipe
-from tests.conftest import Run
-from tests.forked import Warm
 
 FAMILY = Path(__file__).resolve().parents[2] / "merge_recipes" / "family"
 RECIPE = FAMILY.parent / "quickstart.yaml"
@@ -45,22 +42,6 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"prompt": p, "response": t} for p, t in zip(prompts, texts, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Run]]:
-    """`amatax ARGS` in a process of its own, forked from one that has imported transformers."""
-    parts = ("api", "commands", "fitting.job", "fitting.fit", "fitting.generation", "writing.writer")
-    models = ("transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto")
-    server = Warm(
-        tmp_path_factory.mktemp("forked"),
-        *(f"amatax.{part}" for part in parts),
-        *models,
-        "scipy.optimize",
-        "tokenizers",
-    )
-    yield lambda *args, cwd: server.run(cwd, *args)
-    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +21,7 @@ from amatax.errors import AmataxError, CheckpointError, DataError, OutputError
 from amatax.recipes.gallery import find_recipe
 from tests.conftest import Run, save_siblings, tiny_llama
 from tests.fitting.family import FAMILY, REWARD, read_jsonl, write_prompts
+from tests.forked import FITTING, Job, forks
 from tests.test_boundaries import heavy_imports
 
 RECIPE = find_recipe("quickstart")
@@ -192,12 +191,12 @@ def test_killed_and_continued_is_as_uninterrupted(distill: Distill, some_prompts
     work = tmp_path / "D.jsonl.unfinished.jsonl"
     before = b""
     for at_least in (2, 6):
-        job = subprocess.Popen([sys.executable, "-m", "amatax", *map(str, command)], cwd=tmp_path)
+        job = forks(*FITTING).start(tmp_path, *map(str, command))
         try:
             until(lambda n=at_least: work.exists() and work.read_bytes().count(b"\n") > n, job)
         finally:
-            job.send_signal(signal.SIGKILL)
-        assert job.wait() == -signal.SIGKILL
+            job.send(signal.SIGKILL)
+        assert job.wait().code == -signal.SIGKILL
         assert work.read_bytes().startswith(before)
         before = work.read_bytes()
         assert not (tmp_path / "D.jsonl").exists()
@@ -211,25 +210,23 @@ def test_killed_and_continued_is_as_uninterrupted(distill: Distill, some_prompts
     assert samples == (tmp_path / "whole.jsonl.samples.jsonl").read_bytes()
 
 
-def until(true: Callable[[], bool], job: subprocess.Popen[Any]) -> None:
+def until(true: Callable[[], bool], job: Job) -> None:
     """Wait for something that a running job does."""
     end = time.monotonic() + 120
     while not true():
-        assert job.poll() is None and time.monotonic() < end, "the job ended before it could be killed"
+        assert not job.ended() and time.monotonic() < end, "the job ended before it could be killed"
         time.sleep(0.005)
 
 
 def test_ctrl_c_says_that_it_continues(some_prompts: Write, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "amatax", "distill", RECIPE, "--prompts", some_prompts(40), "-o", "D.jsonl"]
-    job = subprocess.Popen(
-        [*map(str, command), "--batch-size", "1", "--device", "cpu"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    command = ["distill", RECIPE, "--prompts", some_prompts(40), "-o", "D.jsonl", "--batch-size", 1, "--device", "cpu"]
+    job = forks(*FITTING).start(tmp_path, *map(str, command))
     work = tmp_path / "D.jsonl.unfinished.jsonl"
     until(lambda: work.exists() and work.read_bytes().count(b"\n") > 1, job)
-    job.send_signal(signal.SIGINT)
-    _, err = job.communicate(timeout=60)
-    assert job.returncode == 130
-    assert "the same command continues" in err
+    job.send(signal.SIGINT)
+    done = job.wait()
+    assert done.code == 130
+    assert "the same command continues" in done.err
     assert work.exists()
 
 
