@@ -11,7 +11,8 @@ import torch
 from amatax.errors import AmataxError
 from amatax.methods import bind, method_needs
 from amatax.planning.memory import CPU_BLOCK, CPU_ELEMENTS
-from amatax.planning.plan import Plan, PlannedTensor
+from amatax.planning.plan import Plan
+from amatax.planning.tensors import PlannedTensor
 from amatax.streaming.buffers import Files
 from amatax.streaming.chunks import Sink, TensorResult, Worker
 
