@@ -68,7 +68,7 @@ from amatax.fitting.tokens import open_tokenizer
 from amatax.fitting.variables import choose_variables, tensor_groups
 from amatax.planning.plan import make_plan
 from amatax.recipes.loading import load_recipe
-from amatax.streaming.ranks import rank_and_world
+from amatax.streaming.processes import rank_and_world
 
 plan = make_plan(load_recipe(sys.argv[1]))
 variables = choose_variables(plan.ratios, plan.model, 3, groups=True, free_head=True, weigh_by_layers=False)
