@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.breaking import snapshot
-from tests.faults.processes import save_large_siblings
+from tests.faults.processes import hard_linked, save_large_siblings
 from tests.forked import MERGING, Warm, forks
 
 
@@ -30,3 +30,9 @@ def large_merged(large_family: Path, warm: Warm) -> dict[str, bytes]:
     answer = warm.run(large_family, "merge", "recipe.yaml", "whole")
     assert answer.code == 0, answer.err
     return snapshot(large_family / "whole")
+
+
+@pytest.fixture
+def large(large_family: Path, tmp_path: Path, large_merged: dict[str, bytes]) -> Path:
+    """A place to merge the large siblings in; the inputs are links to the real ones: replace them, never write them."""
+    return hard_linked(large_family, tmp_path)
