@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from amatax.errors import RecipeError
@@ -56,12 +58,12 @@ LIKE = "merge_method: linear\nparameters: {{weight: 1}}\nslices: [{}]\n"
         ("models: [{model: a/b}]\n", ["`merge_method` is needed"]),
         ("experts: []\nbase_model: a/b\n", ["mergekit-moe"]),
         ("merge_method: tise\nmodels: [{model: a/b}]\n", ["no method 'tise'", "`ties`"]),
-        ("merge_method: model_stock\nmodels: [{model: a/b}]\n", ["`model_stock`", "angle", "task_arithmetic"]),
+        ("merge_method: model_stock\nmodels: [{model: a/b}]\n", ["`model_stock`", "angle", "the nearest: `merge_method: task_arithmetic`"]),
         ("merge_method: passthrough\nmodels: [{model: a/b}]\n", ["stacks layers"]),
         ("merge_method: nuslerp\nmodels: [{model: a/b}]\n", ["slerp"]),
         ("merge_method: sce\nmodels: [{model: a/b}]\n", ["no such method here"]),
-        (config("breadcrumbs_ties", "weight: 1", "weight: 1"), ["sign election", "m.yml:1 (merge_method)"]),
-        (config("della_linear", "weight: 1", "weight: 1"), ["always elects signs"]),
+        (config("breadcrumbs_ties", "weight: 1", "weight: 1"), ["sign election", "m.yml:1 (merge_method)", "the nearest: `merge_method: breadcrumbs`", "`merge_method: ties`"]),
+        (config("della_linear", "weight: 1", "weight: 1"), ["always elects signs", "the nearest: `merge_method: della` with `normalize: true`"]),
         (config("dare_ties", "weight: 1", "weight: 1"), ["normalize", "mean", "counts in full"]),
         (config("ties", "weight: 1", "weight: 1", "normalize: false"), ["m.yml:6 (parameters.normalize)", "mean"]),
         (config("ties", "weight: 1, density: 0.2", "weight: 1, density: 0.5"), ["`density` is 0.2 and 0.5, by model"]),
@@ -82,6 +84,9 @@ LIKE = "merge_method: linear\nparameters: {{weight: 1}}\nslices: [{}]\n"
         (config("linear", "weight: 1", "weight: 1", "weight: 1"), ["3 models", "acme/base", "merge two of them"]),
         (config("linear", "weight: x", "weight: 1", base=False), ["'x' is no number", "m.yml:3"]),
         (config("linear", "weight: .inf", "weight: 1", base=False), ["not finite"]),
+        (config("linear", "weight: 1.0e+308", "weight: 1.0e+308", base=False), ["m.yml:3", "1e+308 is more than float32 holds (3.4e+38)"]),
+        (config("task_arithmetic", "weight: 1e308", "weight: 1", "lambda: 1e308"), ["more than float32 holds", "lambda"]),
+        (SLERP + "parameters: {t: -1.0e+39}\n", ["-1e+39 is more than"]),
         (config("linear", "weight: null", "weight: 1", base=False), ["None is no value"]),
         (config("linear", "weight: [{filter: mlp, value: 1}, 2]", "weight: 1", base=False), ["2 stands among items"]),
         (config("linear", "weight: [{filter: mlp}]", "weight: 1", base=False), ["an item is {filter:"]),
@@ -129,6 +134,26 @@ def test_what_no_recipe_says_is_refused_with_its_reason(text: str, words: list[s
     message = "\n".join(map(str, caught.value.faults))
     assert all(word in message for word in words), message
     assert "m.yml" in message
+
+
+@pytest.mark.parametrize(
+    "nearest", [("breadcrumbs", ""), ("ties", ""), ("della", "normalize: true"), ("task_arithmetic", "")]
+)
+def test_what_is_named_as_the_nearest_is_a_recipe(nearest: tuple[str, str]) -> None:
+    """Of breadcrumbs_ties, della_linear and model_stock: what their refusals point to is taken as it is written there."""
+    method, parameters = nearest
+    assert imported(config(method, "weight: 1", "weight: 1", parameters), KNOWN).recipe.merge.method == method
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+@pytest.mark.parametrize("weight", ["3.4e+38", "-3.4e+38", "1.0e-300", "5.0e-324"])
+def test_the_largest_and_smallest_numbers_are_a_recipe_or_a_fault(method: str, weight: str) -> None:
+    """With `lambda` as large, and another weight that nearly cancels it: never another exception."""
+    for other in (weight, "1", "3.3999999999999995e+38"):
+        for top in ("", "normalize: false", f"lambda: {weight}"):
+            text = config(method, f"weight: {weight}", f"weight: {other}", top, base=method != "linear")
+            with contextlib.suppress(RecipeError):
+                imported(text, KNOWN)
 
 
 def test_all_faults_at_once() -> None:
