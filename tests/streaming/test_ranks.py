@@ -194,6 +194,16 @@ def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "torchrun" in raised.value.hint
 
 
+@pytest.mark.parametrize("rank", ["4", "9", "-1"])
+def test_a_number_that_no_process_has(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    """A script that counts from 1: nobody would ever be complete."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(AmataxError, match=rf"RANK is {rank}, and WORLD_SIZE 4.* 0 to 3") as raised, joined():
+        pass
+    assert "torchrun" in raised.value.hint
+
+
 def test_who_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     assert rank_and_world() == (0, 1)

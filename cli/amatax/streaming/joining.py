@@ -29,12 +29,15 @@ def joined() -> Iterator[Ranks]:
     """This process among those that torchrun has started; alone (and without torch) if it has started none.
 
     Raises:
-        AmataxError: if the store cannot be reached.
+        AmataxError: if the store cannot be reached, or there is no such number among so many processes.
     """
     rank, world = rank_and_world()
     if world < 2 or _joined:
         yield _joined[0] if _joined else ALONE
         return
+    if not 0 <= rank < world:
+        message = f"RANK is {rank}, and WORLD_SIZE {world}: the processes are numbered from 0 to {world - 1}"
+        raise AmataxError(message, "start them with torchrun, which numbers them, or set RANK and WORLD_SIZE alike")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the processes of a machine share its cores
     with importing_torch():
         import torch.distributed as dist
