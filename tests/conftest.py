@@ -18,6 +18,9 @@ from tests.forked import FITTING, MERGING, READ_AT_START, Run, forks
 __all__ = ["Run", "run_amatax", "save_siblings", "tiny_llama", "write_recipe"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch is imported, as a fit does: threads that wait do not spin
 settings.register_profile("amatax", deadline=None)  # no timings in tests
 settings.load_profile("amatax")
 
