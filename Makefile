@@ -1,8 +1,9 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
-PYTHON ?= python3
-VENV   ?= .venv
-BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
 
 .PHONY: quickstart test check bench bench-methods bench-fit clean
 
@@ -10,8 +11,9 @@ quickstart: $(READY)  ## environment + merge the small model family and let the 
 	$(BIN)/amatax merge quickstart out/quickstart
 	$(BIN)/amatax verify out/quickstart --load --prompt "What is 12 + 35?"
 
-test: $(READY)  ## environment + all tests (no network, no GPU)
-	$(BIN)/python -m pytest
+# a file is one worker's, so that what its tests share is made once
+test: $(READY)  ## environment + all tests (no network, no GPU), in WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

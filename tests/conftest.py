@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.forked import FITTING, MERGING, READ_AT_START, Run, forks
+
+__all__ = ["Run", "run_amatax", "save_siblings", "tiny_llama", "write_recipe"]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch is imported, as a fit does: threads that wait do not spin
 settings.register_profile("amatax", deadline=None)  # no timings in tests
 settings.load_profile("amatax")
 
@@ -24,27 +29,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@dataclass
-class Run:
-    """A finished command."""
+def run_amatax(
+    *args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, cold: bool = False
+) -> Run:
+    """`amatax ARGS` in a process of its own.
 
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def run_amatax(*args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> Run:
-    """`amatax ARGS` in a process of its own."""
+    Most are forks of a process that has made the imports (two seconds and more, for most commands more than their work);
+    `cold` starts Python, and so does a variable that is read when Python or torch starts.
+    """
+    env = {"COLUMNS": "120", **(env or {})}
+    if sys.platform == "linux" and not cold and not any(name.startswith(READ_AT_START) for name in env):
+        fits = args[:1] in (("distill",), ("fit-ratios",)) or {"--fit", "--load", "--prompt"} & set(map(str, args))
+        fits = fits and not any(name.startswith("HF_") for name in env)  # transformers imports huggingface_hub
+        return forks(*(FITTING if fits else MERGING)).run(cwd or Path.cwd(), *args, env=env)
     done = subprocess.run(
         [sys.executable, "-m", "amatax", *map(str, args)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "120", **(env or {})},
+        env={**os.environ, **env},
         timeout=300,
     )
     return Run(done.returncode, done.stdout, done.stderr)

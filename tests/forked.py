@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Run
-
 SERVER = Path(__file__).resolve().with_name("warm.py")
+MERGING = (
+    *(f"amatax.{part}" for part in ("api", "commands", "streaming.stream")),
+    *(f"amatax.writing.{part}" for part in ("record", "verification", "writer")),
+    "matplotlib.figure",  # of the picture that a push draws
+    "matplotlib.backends.backend_agg",
+)
+FITTING = (
+    *MERGING,
+    *(f"amatax.fitting.{part}" for part in ("job", "fit", "generation")),
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "scipy.optimize",
+    "tokenizers",
+)
+READ_AT_START = ("PYTHON", "OMP_", "MKL_", "LD_", "TORCH_")  # variables that a fork is too late for
+
+
+@dataclass
+class Run:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@cache
+def forks(*modules: str) -> Warm:
+    """The process that has imported these modules, one for all tests of this process."""
+    return Warm(*modules)
 
 
 class Warm:
     """Starts processes through warm.py, which has imported these modules."""
 
-    def __init__(self, folder: Path, *modules: str) -> None:
-        self.folder = folder
+    def __init__(self, *modules: str) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="amatax-warm-")
         self.count = 0
         self.server = subprocess.Popen(
             [sys.executable, str(SERVER), *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        atexit.register(self.close)
 
     def ask(self, **request: Any) -> Any:
         assert self.server.stdin and self.server.stdout
@@ -31,11 +68,21 @@ class Warm:
         self.server.stdin.flush()
         return json.loads(self.server.stdout.readline())
 
-    def start(self, cwd: Path, *args: str | Path, die_at: int = 0, stop_at: int = 0, events: Path | None = None) -> Job:
+    def python(
+        self,
+        cwd: Path,
+        *args: str | Path,
+        env: dict[str, str] | None = None,
+        die_at: int = 0,
+        stop_at: int = 0,
+        events: Path | None = None,
+    ) -> Job:
+        """`python ARGS`: a script, or `-m amatax`; `env` stands beside this process's own."""
         self.count += 1
-        out, err = (self.folder / f"{name}-{self.count}" for name in ("out", "err"))
+        out, err = (Path(self.folder.name) / f"{name}-{self.count}" for name in ("out", "err"))
         answer = self.ask(
             args=[str(a) for a in args],
+            env={**os.environ, **(env or {})},
             cwd=str(cwd),
             out=str(out),
             err=str(err),
@@ -45,8 +92,12 @@ class Warm:
         )
         return Job(self, answer["pid"], out, err)
 
-    def run(self, cwd: Path, *args: str | Path, die_at: int = 0, events: Path | None = None) -> Run:
-        return self.start(cwd, *args, die_at=die_at, events=events).wait()
+    def start(self, cwd: Path, *args: str | Path, **wishes: Any) -> Job:
+        """`amatax ARGS`."""
+        return self.python(cwd, "-m", "amatax", *args, **wishes)
+
+    def run(self, cwd: Path, *args: str | Path, **wishes: Any) -> Run:
+        return self.start(cwd, *args, **wishes).wait()
 
     def close(self) -> None:
         assert self.server.stdin
@@ -73,6 +124,9 @@ class Job:
         while self.state() != "T":
             assert time.monotonic() < deadline, self.err.read_text()
             time.sleep(0.002)
+
+    def ended(self) -> bool:
+        return self.state() == "Z"
 
     def state(self) -> str:
         """R, S, T (stopped), Z (ended) ..."""

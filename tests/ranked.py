@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import Run
+from tests.forked import MERGING, Run, forks
 
 # what a rank runs instead of `python -m amatax`: `change` may alter the merge of this rank, by its number
 SCRIPT = """
@@ -72,25 +72,23 @@ def torchrun(folder: Path, world: int, *arguments: str | Path, env: dict[str, st
 
 
 def each_rank(
-    folder: Path, world: int, *arguments: str | Path, env: dict[str, str] | None = None, cwds: list[Path] | None = None
+    folder: Path,
+    world: int,
+    *arguments: str | Path,
+    env: dict[str, str] | None = None,
+    cwds: list[Path] | None = None,
+    imported: tuple[str, ...] = MERGING,
 ) -> list[Run]:
-    """`python ARGUMENTS` once for each rank, with the environment that torchrun gives; the first rank has the store."""
+    """`python ARGUMENTS` once for each rank, with the environment that torchrun gives; the first rank has the store.
+
+    They are forks of a process that has `imported` these modules.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     jobs = []
     for rank in range(world):
         given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-        environment = {**os.environ, **{k: str(v) for k, v in given.items()}, "MASTER_ADDR": "127.0.0.1", **(env or {})}
-        jobs.append(
-            subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                cwd=cwds[rank] if cwds else folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    answers = [job.communicate(timeout=300) for job in jobs]
-    return [Run(job.returncode, *answer) for job, answer in zip(jobs, answers, strict=True)]
+        environment = {**{k: str(v) for k, v in given.items()}, "MASTER_ADDR": "127.0.0.1", **(env or {})}
+        jobs.append(forks(*imported).python(cwds[rank] if cwds else folder, *arguments, env=environment))
+    return [job.wait() for job in jobs]

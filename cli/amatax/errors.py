@@ -6,6 +6,7 @@ AmataxError                 one message, one next step; the command line exits w
 │   ├── PlanError           the recipe against the checkpoints and the disk
 │   └── AdapterError        an adapter that cannot be used, or not on this model
 ├── CheckpointError         an input folder or file that cannot be read as a checkpoint
+│   └── LoneAdapterError    an adapter, named where a whole model is wanted
 ├── HubError                the Hub said no, or could not be reached
 ├── InputChangedError       an input changed under a merge, or since one
 ├── NonFiniteError          NaN or infinity in an input, or a value that overflows the output dtype
@@ -69,6 +70,10 @@ class AdapterError(FaultsError):
 
 class CheckpointError(AmataxError):
     """An input cannot be read as a checkpoint."""
+
+
+class LoneAdapterError(CheckpointError):
+    """An adapter stands where a whole model is wanted."""
 
 
 class HubError(AmataxError):

@@ -79,6 +79,19 @@ def test_what_is_no_adapter(hub: Hub, place: Path, adapter: str, said: str) -> N
 
 
 def test_an_adapter_given_as_a_model(hub: Hub, place: Path) -> None:
-    done = run(hub.url, "inspect", "acme/lora", cwd=place)
+    (place / "r.yaml").write_text("models: {sft: acme/sft, rlhf: acme/lora}\n" + MERGE)
+    done = run(hub.url, "merge", "r.yaml", "out", "--dry-run", cwd=place)
     assert done.code == 2
     assert "a LoRA adapter" in done.err and "adapter: THIS" in done.err
+
+
+def test_inspect_shows_an_adapter_and_a_model_with_one(hub: Hub, place: Path) -> None:
+    done = run(hub.url, "inspect", "acme/lora@v2", "--json", cwd=place)
+    assert done.code == 0, done.err
+    assert (done.json["adapter"], done.json["commit"]) == ("acme/lora@v2", hub.commit("acme/lora", "v2"))
+    assert (done.json["rank"], done.json["dora"]) == (4, True)
+    both = run(hub.url, "inspect", "hub.yaml", "--json", cwd=place)
+    assert both.code == 0, both.err
+    assert both.json["rlhf"]["adapter"] == done.json
+    assert "adapter" not in both.json["sft"]
+    assert not list((place / "hf").rglob("model*.safetensors")), "headers are enough"

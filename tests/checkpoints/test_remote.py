@@ -246,7 +246,7 @@ def test_a_dry_run_says_what_will_be_fetched_and_whether_there_is_room(hub: Hub,
 def test_a_repository_that_holds_no_model(hub: Hub, recipe: Path, siblings: Path) -> None:
     for files, said in (
         (["README.md"], "not a model (no config.json; it holds README.md)"),
-        (["adapter_config.json"], "a LoRA adapter"),
+        (["adapter_config.json"], "no adapter_model.safetensors"),
         (["config.json"], "no safetensors or .bin weights"),
         (["config.json", "model.gguf"], "model.gguf is not one amatax reads"),
         (["config.json", "model-00001-of-00002.safetensors"], "1 of 2 shards are missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Run, run_amatax
+from tests.forked import MERGING, forks
 from tests.hub import Fault, Hub, hub_process
 
 
@@ -115,14 +117,13 @@ def test_a_network_that_is_gone(hub: Hub, recipe: Path, siblings: Path, fault: F
 
 def test_a_killed_streamed_merge_continues(recipe: Path, siblings: Path, hub: Hub) -> None:
     hub.faults = [Fault(WEIGHTS, skip=30, stall=0.5, times=999)]
-    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(siblings / "hf"), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "amatax", "merge", "hub.yaml", "out", "--stream", "--threads", "1"]
-    process = subprocess.Popen(command, cwd=siblings, env=env, stderr=subprocess.DEVNULL)
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(siblings / "hf"), "HF_HUB_OFFLINE": "0"}
+    job = forks(*MERGING).start(siblings, "merge", "hub.yaml", "out", "--stream", "--threads", "1", env=env)
     journal = siblings / "out.unfinished" / ".amatax" / "journal.jsonl"
-    while process.poll() is None and not (journal.exists() and len(journal.read_text().splitlines()) > 1):
+    while not job.ended() and not (journal.exists() and len(journal.read_text().splitlines()) > 1):
         time.sleep(0.02)
-    process.kill()
-    assert process.wait() != 0
+    job.send(signal.SIGKILL)
+    assert job.wait().code == -signal.SIGKILL
     hub.faults = []
     done = run(hub.url, "merge", "hub.yaml", "out", "--stream", cwd=siblings)
     assert done.code == 0, done.err
@@ -136,14 +137,14 @@ def test_a_merge_continues_the_other_way(recipe: Path, siblings: Path, hub: Hub,
     if first == "--quiet":
         assert run(hub.url, "merge", "hub.yaml", "warm", cwd=siblings).code == 0
     record = siblings / "out.unfinished" / ".amatax" / "journal.jsonl"
-    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(siblings / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
-    code = (
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(siblings / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    (siblings / "two.py").write_text(
         "import os, sys, amatax.writing.workplace as w; n = [0]; finish = w.Workplace.finish_shard\n"
         "def two(*a):\n    finish(*a); n[0] += 1\n    if n[0] == 2: os._exit(9)\n"
         "w.Workplace.finish_shard = two; sys.argv = ['amatax', 'merge', 'hub.yaml', 'out', sys.argv[1]]\n"
         "from amatax.__main__ import main; main()\n"
     )
-    assert subprocess.run([sys.executable, "-c", code, first], cwd=siblings, env=env).returncode == 9
+    assert forks(*MERGING).python(siblings, "two.py", first, env=env).wait().code == 9
     assert len(record.read_text().splitlines()) == 3
     other = "--stream" if first == "--quiet" else "--allow-nonfinite"  # an option that changes nothing here
     done = run(hub.url, "merge", "hub.yaml", "out", other, cwd=siblings)
@@ -170,14 +171,13 @@ def test_a_hub_that_is_killed_and_comes_back(recipe: Path, siblings: Path, tmp_p
         server.kill()
         server.faults = [Fault(WEIGHTS, skip=10, stall=1.0, times=999)]
         server.start()
-        command = [sys.executable, "-m", "amatax", "merge", "hub.yaml", "out", "--stream", "--threads", "1"]
-        process = subprocess.Popen(command, cwd=siblings, env=env, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (siblings / "out.unfinished").exists():
+        job = forks(*MERGING).start(siblings, "merge", "hub.yaml", "out", "--stream", "--threads", "1", env=env)
+        while not job.ended() and not (siblings / "out.unfinished").exists():
             time.sleep(0.02)
         server.kill()
         server.faults = []
         server.start()
-        assert process.wait(120) == 0
+        assert (done := job.wait()).code == 0, done.err
     assert_same_weights(siblings / "out", siblings / "local")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from amatax.planning.plan import PlannedTensor
+from amatax.planning.tensors import PlannedTensor
 from tests.adapters import lora, save_adapter, save_model, tensors
 from tests.conftest import run_amatax, tiny_llama
 from tests.equivalence.test_same_bytes import assert_same_tensors, digests

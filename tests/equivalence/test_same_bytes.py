@@ -44,7 +44,7 @@ def test_threads(family: Path, tmp_path: Path, threads: int) -> None:
     assert digests(tmp_path / "out") == digests(family / "out")
 
 
-@pytest.mark.parametrize("seed", ["0", "1", "17", "4242"])
+@pytest.mark.parametrize("seed", ["0", "4242"])
 def test_hash_seeds(family: Path, tmp_path: Path, seed: str) -> None:
     done = run_amatax("merge", family / "recipe.yaml", tmp_path / "out", env={"PYTHONHASHSEED": seed})
     assert done.code == 0, done.err

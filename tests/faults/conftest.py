@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.breaking import snapshot
-from tests.faults.processes import save_large_siblings
-from tests.forked import Warm
+from tests.faults.processes import hard_linked, save_large_siblings
+from tests.forked import MERGING, Warm, forks
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    parts = ("api", "commands", "streaming.stream", "writing.record", "writing.verification", "writing.writer")
-    server = Warm(tmp_path_factory.mktemp("warm"), *(f"amatax.{part}" for part in parts))
-    yield server
-    server.close()
+def warm() -> Warm:
+    return forks(*MERGING)
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +30,9 @@ def large_merged(large_family: Path, warm: Warm) -> dict[str, bytes]:
     answer = warm.run(large_family, "merge", "recipe.yaml", "whole")
     assert answer.code == 0, answer.err
     return snapshot(large_family / "whole")
+
+
+@pytest.fixture
+def large(large_family: Path, tmp_path: Path, large_merged: dict[str, bytes]) -> Path:
+    """A place to merge the large siblings in; the inputs are links to the real ones: replace them, never write them."""
+    return hard_linked(large_family, tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.forked import Job
 
 SHARDS = 24
+MERGE = ("merge", "recipe.yaml", "out")
 
 
 def pause_after(job: Job, folder: Path, shards: int) -> None:
@@ -66,3 +67,8 @@ def hard_linked(family: Path, target: Path) -> Path:
         shutil.copytree(family / role, target / role, copy_function=os.link)
     write_large_recipe(target)
     return target
+
+
+def without_recipe(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Everything but the two files that name the input folders."""
+    return {name: data for name, data in files.items() if not name.startswith("amatax_")}

@@ -276,7 +276,9 @@ def test_an_adapter_in_a_models_place(place: Path) -> None:
     answer = merge_here(place)
     assert_clear(answer)
     assert "a LoRA adapter, not a whole model" in answer.err and "adapter:" in answer.err
-    assert "adapter:" in amatax_here("inspect", place / "lora").err
+    answer = amatax_here("inspect", place / "model", place / "lora")
+    assert_clear(answer)
+    assert "adapter:" in answer.err
 
 
 def test_a_model_in_an_adapters_place(place: Path) -> None:

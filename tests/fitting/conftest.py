@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from amatax import api
 from amatax.fitting.merged_model import MergedModel, load_merged_model
 from amatax.fitting.records import read_records
 from amatax.fitting.samples import Sample, tokenize
 from amatax.fitting.variables import Variables, choose_variables, tensor_groups
 from amatax.planning.plan import make_plan
 from amatax.recipes.loading import load_recipe
-from tests.conftest import Run
-from tests.forked import Warm
+from tests.fitting.distilling import RECIPE as QUICKSTART
+from tests.fitting.distilling import Distill, Write
+from tests.fitting.family import write_prompts
 
 FAMILY = Path(__file__).resolve().parents[2] / "merge_recipes" / "family"
 RECIPE = FAMILY.parent / "quickstart.yaml"
@@ -47,22 +50,6 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Run]]:
-    """`amatax ARGS` in a process of its own, forked from one that has imported transformers."""
-    parts = ("api", "commands", "fitting.job", "fitting.fit", "fitting.generation", "writing.writer")
-    models = ("transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto")
-    server = Warm(
-        tmp_path_factory.mktemp("forked"),
-        *(f"amatax.{part}" for part in parts),
-        *models,
-        "scipy.optimize",
-        "tokenizers",
-    )
-    yield lambda *args, cwd: server.run(cwd, *args)
-    server.close()
-
-
 @pytest.fixture(scope="module")
 def tokenizer() -> object:
     """The family's."""
@@ -85,3 +72,18 @@ def merged() -> tuple[Variables, MergedModel]:
     variables = choose_variables(plan.ratios, plan.model, 3, groups=False, free_head=False, weigh_by_layers=False)
     groups, rows = tensor_groups(plan, variables)
     return variables, load_merged_model(plan, groups, rows, compute=torch.float32)
+
+
+@pytest.fixture
+def some_prompts(tmp_path: Path) -> Write:
+    return partial(write_prompts, tmp_path)
+
+
+@pytest.fixture
+def distill(tmp_path: Path) -> Distill:
+    """api.distill of the quickstart into the test's folder, with short answers."""
+
+    def run(prompts: Path, output: str = "D.jsonl", recipe: Any = QUICKSTART, **options: Any) -> Any:
+        return api.distill(recipe, prompts, tmp_path / output, **{"max_new_tokens": 12, "device": "cpu", **options})
+
+    return run

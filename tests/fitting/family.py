@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from amatax.recipes.gallery import gallery_folder
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as amatax sets it before it imports torch
 FAMILY = gallery_folder() / "family"
 REWARD = f"{FAMILY / 'reward.py'}:reward"
 

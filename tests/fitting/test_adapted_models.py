@@ -16,7 +16,7 @@ from amatax.fitting.adapted import Factors
 from amatax.fitting.likelihood import measure
 from amatax.fitting.merged_model import MergedModel
 from tests.adapters import lora, save_adapter, save_model, tiny_gpt2
-from tests.conftest import Run, run_amatax, tiny_llama
+from tests.conftest import run_amatax, tiny_llama
 from tests.fitting.conftest import FAMILY
 from tests.fitting.family import nll_of_fitted_part
 from tests.fitting.test_merged_model import CONFIGS, WORDS, at, load, samples
@@ -132,13 +132,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_fitted_ratios_are_those_of_the_merged_model(
-    family: Path, distilled: Path, forked: Callable[..., Run]
-) -> None:
+def test_the_fitted_ratios_are_those_of_the_merged_model(family: Path, distilled: Path) -> None:
     """And the NLL in the report is that of the folder that `amatax merge` writes."""
     found = {}
     for name in ("ours", "full"):
-        done = forked(
+        done = run_amatax(
             "fit-ratios", f"{name}.yaml", "-o", f"{name}-fitted.yaml", "--data", distilled, "--json", cwd=family
         )
         assert done.code == 0, done.err
@@ -153,19 +151,19 @@ def test_the_fitted_ratios_are_those_of_the_merged_model(
     assert nll_of_fitted_part(family / "out", distilled) == pytest.approx(found["ours"]["fitted"]["fitted"], rel=1e-5)
 
 
-def test_a_fitted_recipe_elsewhere_finds_its_adapter(family: Path, distilled: Path, forked: Callable[..., Run]) -> None:
+def test_a_fitted_recipe_elsewhere_finds_its_adapter(family: Path, distilled: Path) -> None:
     (family / "sub").mkdir(exist_ok=True)
     command = ["fit-ratios", "ours.yaml", "-o", "sub/f.yaml", "--data", distilled, "--blocks", "2", "--holdout", "0"]
-    assert (done := forked(*command, cwd=family)).code == 0, done.err
+    assert (done := run_amatax(*command, cwd=family)).code == 0, done.err
     fitted = yaml.safe_load((family / "sub" / "f.yaml").read_text())
     assert fitted["models"]["rlhf"] == {"model": "../model", "adapter": "../lora"}
 
 
-def test_the_adapted_model_answers(family: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
+def test_the_adapted_model_answers(family: Path, tmp_path: Path) -> None:
     """distill samples from the model with its adapter: what its merged twin says."""
     (tmp_path / "p.jsonl").write_text('{"prompt": "What is 12 + 35?"}\n{"prompt": "Hello"}\n')
     for name in ("ours", "full"):
-        done = forked(
+        done = run_amatax(
             "distill",
             family / f"{name}.yaml",
             "--prompts",

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -21,9 +18,10 @@ from amatax.errors import OutputError
 from amatax.fitting.likelihood import Measured
 from amatax.fitting.passes import Passes
 from amatax.recipes.loading import load_recipe
-from tests.conftest import Run, run_amatax
+from tests.conftest import run_amatax
 from tests.fitting.conftest import FAMILY, RECIPE
 from tests.fitting.family import nll_of_fitted_part
+from tests.forked import FITTING, forks
 
 
 def test_from_data_to_a_merged_folder(distilled: Path, tmp_path: Path) -> None:
@@ -49,26 +47,26 @@ def test_from_data_to_a_merged_folder(distilled: Path, tmp_path: Path) -> None:
     )  # the folder is rounded to bf16
 
 
-def test_a_killed_fit_continues(distilled: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
+def test_a_killed_fit_continues(distilled: Path, tmp_path: Path) -> None:
     command = ["fit-ratios", str(RECIPE), "--data", str(distilled), "--holdout", "0", "--blocks", "2"]
-    whole = forked(*command, "-o", "whole.yaml", cwd=tmp_path)
+    whole = run_amatax(*command, "-o", "whole.yaml", cwd=tmp_path)
     assert whole.code == 0, whole.err
     journal = tmp_path / "killed.yaml.unfinished.jsonl"
-    job = subprocess.Popen([sys.executable, "-m", "amatax", *command, "-o", "killed.yaml"], cwd=tmp_path)
-    while job.poll() is None and (not journal.exists() or journal.read_text().count("\n") < 6):
+    job = forks(*FITTING).start(tmp_path, *command, "-o", "killed.yaml")
+    while not job.ended() and (not journal.exists() or journal.read_text().count("\n") < 6):
         time.sleep(0.02)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
+    job.send(signal.SIGKILL)
+    assert job.wait().code == -signal.SIGKILL
     assert not (tmp_path / "killed.yaml").exists()
     with journal.open("a") as file:
         file.write('{"key": "cut o')  # as a crash leaves it
-    again = forked(*command, "-o", "killed.yaml", cwd=tmp_path)
+    again = run_amatax(*command, "-o", "killed.yaml", cwd=tmp_path)
     assert again.code == 0, again.err
     assert "continuing: 5 passes" in again.err or "continuing: 6 passes" in again.err, again.err
     assert (tmp_path / "killed.yaml").read_bytes() == (tmp_path / "whole.yaml").read_bytes()
 
 
-def test_passes_of_other_inputs_are_not_taken(distilled: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
+def test_passes_of_other_inputs_are_not_taken(distilled: Path, tmp_path: Path) -> None:
     """Two steps of one training run have the same names, sizes and headers: a journal of the one says nothing of the other."""
     for role in ("sft", "rlhf"):
         shutil.copytree(FAMILY / role, tmp_path / role)
@@ -77,32 +75,30 @@ def test_passes_of_other_inputs_are_not_taken(distilled: Path, tmp_path: Path, f
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in distilled.read_text().splitlines()[:4]))
     command = ["fit-ratios", "r.yaml", "--data", "few.jsonl", "--blocks", "2", "--holdout", "0", "-o", "f.yaml"]
-    job = subprocess.Popen([sys.executable, "-m", "amatax", *command], cwd=tmp_path)
+    job = forks(*FITTING).start(tmp_path, *command)
     journal = tmp_path / "f.yaml.unfinished.jsonl"
-    while job.poll() is None and (not journal.exists() or journal.read_text().count("\n") < 4):
+    while not job.ended() and (not journal.exists() or journal.read_text().count("\n") < 4):
         time.sleep(0.01)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
+    job.send(signal.SIGKILL)
+    assert job.wait().code == -signal.SIGKILL
     (weights,) = (tmp_path / "rlhf").glob("*.safetensors")
     raw = bytearray(weights.read_bytes())
     raw[-2000:] = bytes(2000)
     weights.write_bytes(raw)
-    again = forked(*command, cwd=tmp_path)
+    again = run_amatax(*command, cwd=tmp_path)
     assert again.code == 0, again.err
     assert "continuing" not in again.err
 
 
-def test_no_more_blocks_than_layers_and_no_dead_unknowns(
-    distilled: Path, tmp_path: Path, forked: Callable[..., Run]
-) -> None:
-    model = forked("inspect", FAMILY / "sft", "--json", cwd=tmp_path)
+def test_no_more_blocks_than_layers_and_no_dead_unknowns(distilled: Path, tmp_path: Path) -> None:
+    model = run_amatax("inspect", FAMILY / "sft", "--json", cwd=tmp_path)
     assert model.code == 0
     shutil.copy(distilled, tmp_path / "D.jsonl")
     (tmp_path / "r.yaml").write_text(
         f"models: {{sft: {FAMILY}/sft, rlhf: {FAMILY}/rlhf}}\n"
         'merge: {ratios: {blocks: [0.4], overrides: [{match: "*", ratio: 0.5}]}}\n'
     )
-    done = forked("fit-ratios", "r.yaml", "--data", "D.jsonl", "-o", "f.yaml", cwd=tmp_path)
+    done = run_amatax("fit-ratios", "r.yaml", "--data", "D.jsonl", "-o", "f.yaml", cwd=tmp_path)
     assert done.code == 2, done.err
     assert "no tensor follows the ratio of block 0" in done.err
 
@@ -172,9 +168,7 @@ def test_a_journal_is_one_runs_own(tmp_path: Path) -> None:
         (["--data", "D.jsonl", "--holdout", "D.jsonl"], ["every prompt of the data is held out"]),
     ],
 )
-def test_faults(
-    distilled: Path, tmp_path: Path, arguments: list[str], words: list[str], forked: Callable[..., Run]
-) -> None:
+def test_faults(distilled: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     shutil.copy(distilled, tmp_path / "D.jsonl")
     good = distilled.read_text().splitlines()[0]
     (tmp_path / "bad.jsonl").write_text(f'{good}\n{{"prompt": "a"}}\n{{"prompt": "a", "response": ""}}\n')
@@ -182,7 +176,7 @@ def test_faults(
     (tmp_path / "taken.yaml").write_text("mine")
     if "-o" not in arguments:
         arguments = [*arguments, "-o", "fitted.yaml"]
-    done = forked("fit-ratios", RECIPE, *arguments, cwd=tmp_path)
+    done = run_amatax("fit-ratios", RECIPE, *arguments, cwd=tmp_path)
     assert done.code == 2, done.err
     assert all(word in done.err for word in words), done.err
     assert "->" in done.err
@@ -191,7 +185,7 @@ def test_faults(
     assert (tmp_path / "taken.yaml").read_text() == "mine"
 
 
-def test_tokenizers_that_differ(distilled: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
+def test_tokenizers_that_differ(distilled: Path, tmp_path: Path) -> None:
     for role in ("sft", "rlhf"):
         shutil.copytree(FAMILY / role, tmp_path / role)
     (tmp_path / "r.yaml").write_text("models: {sft: ./sft, rlhf: ./rlhf}\nfit: {alpha: 0.3, data: D.jsonl}\n")
@@ -202,7 +196,7 @@ def test_tokenizers_that_differ(distilled: Path, tmp_path: Path, forked: Callabl
     a, b = "Ġa", "Ġgood"
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(text))
-    done = forked("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
+    done = run_amatax("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
     assert done.code == 2, done.err
     assert "the tokenizers of sft and rlhf differ (tokenizer.json)" in done.err
 
@@ -210,7 +204,7 @@ def test_tokenizers_that_differ(distilled: Path, tmp_path: Path, forked: Callabl
     config = tmp_path / "sft" / "tokenizer_config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}))
     (tmp_path / "sft" / "chat_template.jinja").unlink(missing_ok=True)
-    done = forked("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
+    done = run_amatax("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
     assert done.code == 2, done.err
     assert "no chat template" in done.err
     assert "--raw" in done.err

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import Run
+from tests.conftest import run_amatax
 from tests.fitting.conftest import FAMILY
 
 
@@ -26,9 +25,9 @@ def recipe(tmp_path: Path) -> Path:
     return file
 
 
-def test_prompts_become_a_merged_folder(recipe: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
+def test_prompts_become_a_merged_folder(recipe: Path, tmp_path: Path) -> None:
     """One command distils, fits and merges; the same command again does nothing; a merge that was cut off does not fit anew."""
-    done = forked("merge", "r.yaml", "out", "--fit", cwd=tmp_path)
+    done = run_amatax("merge", "r.yaml", "out", "--fit", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "rlhf answers the prompts of P.jsonl, into out.fitted.data.jsonl" in done.err
     answers = [json.loads(line) for line in (tmp_path / "out.fitted.data.jsonl").read_text().splitlines()]
@@ -43,42 +42,38 @@ def test_prompts_become_a_merged_folder(recipe: Path, tmp_path: Path, forked: Ca
     assert record
     assert yaml.safe_load((tmp_path / "out" / "amatax_recipe.yaml").read_text())["merge"]["ratios"]["blocks"] == ratios
 
-    again = forked("merge", "r.yaml", "out", "--fit", cwd=tmp_path)
+    again = run_amatax("merge", "r.yaml", "out", "--fit", cwd=tmp_path)
     assert again.code == 0, again.err
     assert "loading both models" not in again.err
     assert "already" in again.out
 
     recipe.write_text(recipe.read_text().replace("alpha: 0.5", "alpha: 0.3"))
-    other = forked("merge", "r.yaml", "out", "--fit", cwd=tmp_path)
+    other = run_amatax("merge", "r.yaml", "out", "--fit", cwd=tmp_path)
     assert other.code == 2
     assert "out.fitted.yaml exists, from another fit" in other.err
 
 
-def test_what_is_wrong_with_the_merge_is_found_before_the_fit(
-    recipe: Path, tmp_path: Path, forked: Callable[..., Run]
-) -> None:
+def test_what_is_wrong_with_the_merge_is_found_before_the_fit(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    done = forked("merge", "r.yaml", "out", "--fit", cwd=tmp_path)
+    done = run_amatax("merge", "r.yaml", "out", "--fit", cwd=tmp_path)
     assert done.code == 2
     assert "answers the prompts" not in done.err
     assert not (tmp_path / "out.fitted.yaml").exists()
-    assert forked("merge", "r.yaml", "out", "--fit", "--dry-run", cwd=tmp_path).code == 2
+    assert run_amatax("merge", "r.yaml", "out", "--fit", "--dry-run", cwd=tmp_path).code == 2
 
 
-def test_kept_prompts_without_answers_are_answered_by_sft(
-    recipe: Path, tmp_path: Path, forked: Callable[..., Run]
-) -> None:
+def test_kept_prompts_without_answers_are_answered_by_sft(recipe: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (FAMILY / "data" / "keep.jsonl").read_text().splitlines()[:4]]
     (tmp_path / "keep.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
     command = ["fit-ratios", "r.yaml", "-o", "f.yaml", "--keep", "keep.jsonl", "--keep-weight", "1", "--json"]
-    done = forked(*command, cwd=tmp_path)
+    done = run_amatax(*command, cwd=tmp_path)
     assert done.code == 0, done.err
     assert all(json.loads(line)["response"] for line in (tmp_path / "f.keep.jsonl").read_text().splitlines())
     (found,) = done.json["fits"]
     kl = {row["name"]: row["kl"] for row in found["tradeoff"]}
     assert kl["sft"] == pytest.approx(0, abs=1e-6)
     assert 0 < kl["tax-aware"] < kl["rlhf"]
-    again = forked(*command, cwd=tmp_path)
+    again = run_amatax(*command, cwd=tmp_path)
     assert again.code == 0
     assert again.json["already_finished"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from amatax.fitting.result import Fit, Part, Tradeoff
 from amatax.fitting.samples import Sample
 from amatax.fitting.variables import Variables
 from amatax.recipes.schema import Ratios
-from tests.conftest import Run
+from tests.conftest import run_amatax
 from tests.fitting.conftest import RECIPE
 
 
@@ -114,11 +113,9 @@ def test_the_gradient_of_the_divergence(samples: list[Sample], merged: tuple[Var
         (["--keep", "absent.jsonl", "--max-kl", "0.1"], ["absent.jsonl: no such file"]),
     ],
 )
-def test_faults_of_a_tax_aware_fit(
-    distilled: Path, tmp_path: Path, arguments: list[str], words: list[str], forked: Callable[..., Run]
-) -> None:
+def test_faults_of_a_tax_aware_fit(distilled: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     shutil.copy(distilled, tmp_path / "D.jsonl")
-    done = forked("fit-ratios", RECIPE, "--data", "D.jsonl", "-o", "f.yaml", *arguments, cwd=tmp_path)
+    done = run_amatax("fit-ratios", RECIPE, "--data", "D.jsonl", "-o", "f.yaml", *arguments, cwd=tmp_path)
     assert done.code == 2, done.err
     assert all(word in done.err for word in words), done.err
     assert "->" in done.err

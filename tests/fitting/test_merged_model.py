@@ -11,7 +11,7 @@ import transformers
 
 from amatax import api
 from amatax.errors import CheckpointError
-from amatax.fitting import merged_model
+from amatax.fitting import merged_weights
 from amatax.fitting.likelihood import measure
 from amatax.fitting.merged_model import MergedModel, load_merged_model
 from amatax.fitting.samples import Sample
@@ -157,8 +157,8 @@ def test_weights_of_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     _, _, merged = load(recipe, torch.float64)
     data = samples(vocabulary(recipe))
     one = measure(at(merged, [0.9, 0.2]), data, gradient=True)
-    monkeypatch.setattr(merged_model, "PIECE", {"cpu": 100})
-    monkeypatch.setattr(merged_model, "ROWS", 320)
+    monkeypatch.setattr(merged_weights, "PIECE", {"cpu": 100})
+    monkeypatch.setattr(merged_weights, "ROWS", 320)
     again = measure(merged, data, gradient=True)
     assert torch.allclose(again.sums, one.sums, rtol=1e-9)
     assert torch.allclose(again.gradient, one.gradient, rtol=1e-9)
@@ -181,8 +181,8 @@ def test_half_precision_where_a_cpu_only_imitates_it(tmp_path: Path, monkeypatch
         assert torch.allclose(one.gradient, want, rtol=0.1, atol=2e-3)
     factor = torch.ones(2, 2, dtype=torch.bfloat16)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    assert merged_model._widen_if_slow(factor).dtype == torch.float32
-    assert merged_model._widen_if_slow(factor.double()).dtype == torch.float64
+    assert merged_weights._widen_if_slow(factor).dtype == torch.float32
+    assert merged_weights._widen_if_slow(factor.double()).dtype == torch.float64
 
 
 def test_batches_and_order_change_nothing_but_rounding(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import yaml
 from amatax import api
 from amatax.errors import AmataxError
 from amatax.fitting import estimate
-from tests.conftest import Run
+from tests.conftest import run_amatax
 from tests.fitting.test_fit import RECIPE
 
 
@@ -23,7 +22,7 @@ def few(distilled: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_papers_way(few: Path, tmp_path: Path, forked: Callable[..., Run]) -> None:
+def test_the_papers_way(few: Path, tmp_path: Path) -> None:
     """It moves, keeps the mean, and goes where the likelihood grows; at its own rate it hardly moves at all."""
     command = [
         "fit-ratios",
@@ -38,7 +37,7 @@ def test_the_papers_way(few: Path, tmp_path: Path, forked: Callable[..., Run]) -
         "0",
         "--json",
     ]
-    done = forked(*command, "-o", "slow.yaml", cwd=tmp_path)
+    done = run_amatax(*command, "-o", "slow.yaml", cwd=tmp_path)
     assert done.code == 0, done.err
     (slow,) = done.json["fits"]
     assert 0 < max(abs(v - 0.4) for v in slow["values"]) < 0.005
@@ -46,7 +45,7 @@ def test_the_papers_way(few: Path, tmp_path: Path, forked: Callable[..., Run]) -
         "Adam, rate 4e-05, eps 0.2"
         in yaml.safe_load((tmp_path / "slow.yaml").read_text())["record"]["fit"]["optimiser"]
     )
-    done = forked(*command, "--rate", "0.1", "-o", "fast.yaml", cwd=tmp_path)
+    done = run_amatax(*command, "--rate", "0.1", "-o", "fast.yaml", cwd=tmp_path)
     assert done.code == 0, done.err
     (fast,) = done.json["fits"]
     assert fast["fitted"]["fitted"] < slow["fitted"]["fitted"] < slow["fitted"]["uniform"]
@@ -65,8 +64,8 @@ def test_the_papers_way(few: Path, tmp_path: Path, forked: Callable[..., Run]) -
         (["--regulariser", "1", "--keep", "few.jsonl", "--keep-weight", "1"], ["--regulariser and --keep"]),
     ],
 )
-def test_faults(few: Path, tmp_path: Path, arguments: list[str], words: list[str], forked: Callable[..., Run]) -> None:
-    done = forked("fit-ratios", RECIPE, "--data", few, "-o", "f.yaml", *arguments, cwd=tmp_path)
+def test_faults(few: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    done = run_amatax("fit-ratios", RECIPE, "--data", few, "-o", "f.yaml", *arguments, cwd=tmp_path)
     assert done.code == 2, done.err
     assert all(word in done.err for word in words), done.err
     assert "->" in done.err

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ from tests.conftest import run_amatax
 from tests.faults.breaking import snapshot
 from tests.fitting.conftest import FAMILY
 from tests.fitting.test_fit import RECIPE
-from tests.ranked import each_rank
+from tests.forked import FITTING, forks
+from tests.ranked import each_rank, torchrun
 
 COMMAND = ["fit-ratios", str(RECIPE), "--data", "few.jsonl", "--blocks", "2", "--batch-tokens", "400", "--json"]
 
@@ -34,27 +32,19 @@ def few(distilled: Path, folder: Path) -> None:
     (folder / "few.jsonl").write_text("".join(f"{line}\n" for line in distilled.read_text().splitlines()[:14]))
 
 
-def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.parametrize("wish", [[], ["--shard"]], ids=["whole in each", "spread"])
 def test_two_processes_find_what_one_finds(
     distilled: Path, tmp_path: Path, alone: dict[str, Any], wish: list[str]
 ) -> None:
     few(distilled, tmp_path)
-    done = torchrun(tmp_path, "-m", "amatax", *COMMAND, "-o", "f.yaml", *wish)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["fits"][0]  # one report, not two
+    command = ["-m", "amatax", *COMMAND, "-o", "f.yaml", *wish]
+    if wish:
+        done = torchrun(tmp_path, 2, *command)
+    else:
+        done, other = each_rank(tmp_path, 2, *command, imported=FITTING)
+        assert (other.code, other.out) == (0, ""), other.err
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["fits"][0]  # one report, not two
     for part in ("fitted", "held_out"):
         for name in ("sft", "rlhf", "uniform", "fitted"):
             assert found[part][name] == pytest.approx(alone[part][name], abs=1e-6), (part, name)
@@ -78,7 +68,7 @@ from amatax.fitting.tokens import open_tokenizer
 from amatax.fitting.variables import choose_variables, tensor_groups
 from amatax.planning.plan import make_plan
 from amatax.recipes.loading import load_recipe
-from amatax.streaming.ranks import rank_and_world
+from amatax.streaming.processes import rank_and_world
 
 plan = make_plan(load_recipe(sys.argv[1]))
 variables = choose_variables(plan.ratios, plan.model, 3, groups=True, free_head=True, weigh_by_layers=False)
@@ -105,14 +95,13 @@ def test_gradients_are_those_of_one_process(distilled: Path, tmp_path: Path) -> 
     """To 1e-6 in float32; where the models are spread, each process holds half of both."""
     few(distilled, tmp_path)
     (tmp_path / "one.py").write_text(PASS)
-    single = subprocess.run(
-        [sys.executable, "one.py", RECIPE, "whole"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    want = json.loads(single.stdout)
+    single = forks(*FITTING).python(tmp_path, "one.py", RECIPE, "whole").wait()
+    assert single.code == 0, single.err
+    want = json.loads(single.out)
     for way, share in (("whole", 1), ("sharded", 0.5)):
-        done = torchrun(tmp_path, "one.py", str(RECIPE), way)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
+        done, other = each_rank(tmp_path, 2, "one.py", RECIPE, way, imported=FITTING)
+        assert (done.code, other.code) == (0, 0), done.err + other.err
+        found = json.loads(done.out)
         for part in ("nll", "kl"):
             for one, other in zip(found[part], want[part], strict=True):
                 assert one == pytest.approx(other, rel=1e-6, abs=1e-6), (way, part)
@@ -135,9 +124,7 @@ def test_two_processes_fit_and_then_merge(distilled: Path, tmp_path: Path) -> No
         "fit: {alpha: 0.5, blocks: 2, data: few.jsonl, holdout: 0}\n"
     )
     for words in ("merged into out", "finished already"):
-        answers = each_rank(
-            tmp_path, 2, "-m", "amatax", "merge", "r.yaml", "out", "--fit", env={"OMP_NUM_THREADS": "1"}
-        )
+        answers = each_rank(tmp_path, 2, "-m", "amatax", "merge", "r.yaml", "out", "--fit", imported=FITTING)
         assert [a.code for a in answers] == [0, 0], answers
         assert answers[0].out.count(words) == 1
         assert answers[1].out + answers[1].err == ""

@@ -114,6 +114,17 @@ def test_a_base_with_another_vocabulary(family_of_three: Path, tmp_path: Path, m
     assert "config: sft" in wrong.err
 
 
+@pytest.mark.parametrize("method", ["average", "slerp"])
+def test_common_rows_are_of_methods_that_read_a_base(siblings: Path, method: str) -> None:
+    """Without one there is nothing to have rows in common with: refused, not ignored."""
+    for without_base in (True, False):
+        if not without_base:
+            shutil.copytree(siblings / "sft", siblings / "base")
+        err = faults(siblings, method=method, vocabulary="common", without_base=without_base).err
+        assert "(merge.vocabulary): `vocabulary: common` is about the rows that base lacks" in err
+        assert f"{method} reads no base" in err and "leave it out" in err
+
+
 def faults(folder: Path, **merge: Any) -> Run:
     models = {role: f"./{role}" for role in ("base", "sft", "rlhf")}
     if merge.pop("without_base", False):

@@ -45,6 +45,30 @@ def test_smaller_chunks_give_the_same_tensors(
     ).read_bytes()
 
 
+@pytest.mark.parametrize("method", ["average", "ties"])
+def test_what_is_read_again_is_told_once(
+    family_of_three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Progress ends at the total: a tensor begun anew, in smaller chunks, is not counted twice."""
+
+    class Counting(api.Watcher):
+        total, told = 0, 0
+
+        def start(self, total: int) -> None:
+            self.total = total
+
+        def advance(self, n: int) -> None:
+            self.told += n
+
+    usually, short = Counting(), Counting()
+    api.merge(recipe(family_of_three, tmp_path, method), tmp_path / "out", watcher=usually, threads=1)
+    asked = room_for(1 << 14, monkeypatch)
+    api.merge(recipe(family_of_three, tmp_path, "average"), tmp_path / "small", watcher=short, threads=1)
+    assert max(asked) > 1 << 14
+    assert usually.told == usually.total > 0
+    assert short.told == short.total > 0
+
+
 def test_no_room_at_all(family_of_three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = room_for(1000, monkeypatch)
     with pytest.raises(AmataxError, match="too little memory: CUDA out of memory") as caught:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.adapters import lora, save_adapter, save_model, small_llama
+from tests.forked import MERGING, forks
 from tests.hub import Fault, Hub
 from tests.publishing.conftest import READ, WRITE, run
 
@@ -294,18 +295,17 @@ def test_something_else_arrives(hub: Hub, home: Path, change: str, monkeypatch: 
 def test_a_file_that_changes_during_the_push(hub: Hub, home: Path) -> None:
     hub.faults = [Fault(r"POST /api/repos/create", stall=2.0)]
     env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE}
-    command = [sys.executable, "-m", "amatax", "push", "out", "acme/merged"]
-    process = subprocess.Popen(command, cwd=home, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True)
+    job = forks(*MERGING).start(home, "push", "out", "acme/merged", env=env)
     while not hub.faults[0].hits:
-        assert process.poll() is None
+        assert not job.ended()
         time.sleep(0.02)
     shard = home / "out" / "model-00002-of-00005.safetensors"
     with shard.open("r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(b"other")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "is not what was written" in err
+    done = job.wait()
+    assert done.code == 2
+    assert "is not what was written" in done.err
 
 
 def test_private_is_not_public(hub: Hub, home: Path) -> None:

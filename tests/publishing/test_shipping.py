@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
+from tests.forked import MERGING, forks
 from tests.hub import Fault, Hub
 from tests.publishing.conftest import WRITE, run
 
@@ -198,13 +196,12 @@ def test_stopped_while_a_shard_travels(hub: Hub, home: Path, how: signal.Signals
     hub.faults = [Fault(r"PUT /lfs/", skip=1, stall=3.0)]
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE}
     settings["HF_HUB_DISABLE_XET"] = "1"
-    command = [sys.executable, "-m", "amatax", "merge", "hub.yaml", "--stream", "--push", "acme/shipped"]
-    job = subprocess.Popen(command, cwd=home, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True)
-    while job.poll() is None and not hub.faults[0].hits:
+    job = forks(*MERGING).start(home, "merge", "hub.yaml", "--stream", "--push", "acme/shipped", env=settings)
+    while not job.ended() and not hub.faults[0].hits:
         time.sleep(0.01)
-    job.send_signal(how)
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == (130 if how == signal.SIGINT else -how), said
+    job.send(how)
+    stopped = job.wait()
+    assert stopped.code == (130 if how == signal.SIGINT else -how), stopped.err
     hub.faults = []
     done = shipped(hub, home, HF_HUB_DISABLE_XET="1")
     assert done.code == 0, done.err

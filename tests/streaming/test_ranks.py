@@ -12,8 +12,11 @@ import torch.distributed as dist
 
 from amatax.errors import AmataxError, Fault, FaultsError, NonFiniteError, PlanError
 from amatax.planning import memory
+from amatax.streaming import joining
 from amatax.streaming import ranks as module
-from amatax.streaming.ranks import ALONE, Ranks, among, joined, rank_and_world, share_out
+from amatax.streaming.joining import among, joined
+from amatax.streaming.processes import rank_and_world
+from amatax.streaming.ranks import ALONE, Ranks, share_out
 
 
 def company(world: int, job: Callable[[Ranks], Any]) -> list[Any]:
@@ -39,7 +42,7 @@ def company(world: int, job: Callable[[Ranks], Any]) -> list[Any]:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BEAT", 0.02)
-    monkeypatch.setattr(module, "FAREWELL", 0.5)
+    monkeypatch.setattr(joining, "FAREWELL", 0.5)
 
 
 def test_values_come_to_all_by_rank() -> None:
@@ -187,6 +190,16 @@ def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(AmataxError, match="4 processes are announced") as raised, joined():
+        pass
+    assert "torchrun" in raised.value.hint
+
+
+@pytest.mark.parametrize("rank", ["4", "9", "-1"])
+def test_a_number_that_no_process_has(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    """A script that counts from 1: nobody would ever be complete."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(AmataxError, match=rf"RANK is {rank}, and WORLD_SIZE 4.* 0 to 3") as raised, joined():
         pass
     assert "torchrun" in raised.value.hint
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from amatax.api.common import Watcher
 from amatax.api.fitting import distill, fit_ratios
 from amatax.api.importing import import_mergekit
-from amatax.api.looking import Inspection, difference, inspect
+from amatax.api.looking import AdapterInspection, Inspection, difference, inspect, inspect_adapter, inspect_recipe
 from amatax.api.merging import MergeResult, merge, verify
 from amatax.api.planning import plan
 from amatax.api.pushing import check_push, push
 from amatax.recipes.loading import load_recipe
 
 __all__ = [
+    "AdapterInspection",
     "Inspection",
     "MergeResult",
     "Watcher",
@@ -21,6 +22,8 @@ __all__ = [
     "fit_ratios",
     "import_mergekit",
     "inspect",
+    "inspect_adapter",
+    "inspect_recipe",
     "load_recipe",
     "merge",
     "plan",

@@ -21,7 +21,9 @@ from amatax.planning.memory import default_threads
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.loading import load_recipe
 from amatax.streaming.importing import importing_torch
-from amatax.streaming.ranks import Ranks, joined, own_device
+from amatax.streaming.joining import joined
+from amatax.streaming.processes import own_device
+from amatax.streaming.ranks import Ranks
 
 if TYPE_CHECKING:
     from amatax.publishing.push import Pushed

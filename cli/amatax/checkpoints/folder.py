@@ -11,7 +11,7 @@ from typing import Any
 from amatax.checkpoints.checkpoint import Checkpoint, TensorEntry, WeightFile
 from amatax.checkpoints.header import FETCH, POINTER, read_header
 from amatax.checkpoints.pickled import read_bin
-from amatax.errors import CheckpointError
+from amatax.errors import CheckpointError, LoneAdapterError
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<i>\d{5})-of-(?P<n>\d{5})\.(safetensors|bin)")
 IN_A_RECIPE = "name it beside its model: `{model: THE_MODEL_IT_WAS_TRAINED_ON, adapter: THIS}`"
@@ -129,7 +129,7 @@ def read_config(folder: Path, root: Path) -> dict[str, Any]:
     if (folder / "config.json").exists() or (folder / "config.json").is_symlink():
         return read_json(inside(folder, "config.json", root))
     if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{folder}: a LoRA adapter, not a whole model", IN_A_RECIPE)
+        raise LoneAdapterError(f"{folder}: a LoRA adapter, not a whole model", IN_A_RECIPE)
     files = sorted(path.name for path in folder.iterdir())
     nested = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
     if nested:

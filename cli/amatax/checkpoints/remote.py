@@ -15,7 +15,7 @@ from amatax.checkpoints.header import header_length, parse_header
 from amatax.checkpoints.hub_client import hub_api, patiently, range_options
 from amatax.checkpoints.hub_errors import hub_error, unreachable
 from amatax.checkpoints.side_names import is_side_file
-from amatax.errors import AmataxError, HubError
+from amatax.errors import AmataxError, HubError, LoneAdapterError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -173,9 +173,9 @@ def _is_plain(name: str) -> bool:
     return "\\" not in name and name.isprintable() and all(part not in ("", ".", "..") for part in parts)
 
 
-def _no_config(repo: str, there: set[str]) -> HubError:
+def _no_config(repo: str, there: set[str]) -> AmataxError:
     if "adapter_config.json" in there:
-        return HubError(f"{repo}: a LoRA adapter, not a whole model", IN_A_RECIPE)
+        return LoneAdapterError(f"{repo}: a LoRA adapter, not a whole model", IN_A_RECIPE)
     shown = ", ".join(sorted(there)[:5])
     return HubError(
         f"{repo}: not a model (no config.json; it holds {shown or 'nothing'})", "check the id and the revision"

@@ -18,15 +18,34 @@ KINDS = ("attention", "mlp", "layer", "norm", "embedding", "head", "other")
 
 
 def run(
-    checkpoint: str = typer.Argument(help="A model folder or Hub id."),
+    checkpoint: str = typer.Argument(help="A model folder, an adapter's folder, a Hub id, or a recipe."),
     other: str = typer.Argument("", help="A second one: how far it is from the first.", show_default=False),
     names: bool = typer.Option(False, "--names", help="List every tensor with its place."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show a checkpoint's layers, kinds, dtypes and sizes; with two, the relative difference by layer and kind."""
     from amatax import api
+    from amatax.commands.inspect_adapter import adapter_json, adapter_lines
+    from amatax.errors import LoneAdapterError
 
-    one = api.inspect(checkpoint)
+    if checkpoint.endswith((".yaml", ".yml")) and not other:
+        found_by_role = api.inspect_recipe(checkpoint)
+        if as_json:
+            print(json.dumps({role: inspection_json(one) for role, one in found_by_role.items()}, indent=2))
+        else:
+            shown = {role: name_lines(one) if names else inspection_lines(one) for role, one in found_by_role.items()}
+            print("\n\n".join("\n".join([f"{role}:", *lines]) for role, lines in shown.items()))
+        return
+    try:
+        one = api.inspect(checkpoint)
+    except LoneAdapterError:
+        if other:
+            raise
+        adapter = api.inspect_adapter(checkpoint)
+        print(
+            json.dumps(adapter_json(adapter), indent=2) if as_json else "\n".join(adapter_lines(adapter, names=names))
+        )
+        return
     if not other:
         if as_json:
             print(json.dumps(inspection_json(one), indent=2))
@@ -45,7 +64,9 @@ def run(
 
 
 def inspection_lines(one: Inspection) -> list[str]:
-    """A checkpoint's parts for people."""
+    """A checkpoint's parts for people, the adapter on it first."""
+    from amatax.commands.inspect_adapter import adapter_lines
+
     c, model = one.checkpoint, one.model
     parameters = sum(math.prod(entry.shape) for entry in c.tensors.values())
     lines = [f"{c.ref}{f' at {c.commit}' if c.commit else ''}"]
@@ -81,7 +102,11 @@ def inspection_lines(one: Inspection) -> list[str]:
         for kind, (count, size) in totals.items()
         if count
     ]
-    return [*lines, *columns(rows, right=(1, 2)), *(f"note: {note}" for note in c.notes)]
+    lines += [*columns(rows, right=(1, 2)), *(f"note: {note}" for note in c.notes)]
+    if one.adapter is None:
+        return lines
+    changes = c.adapter.changes if c.adapter else 0
+    return [*adapter_lines(one.adapter), f"it changes {changes} tensors of", "", *lines]
 
 
 def name_lines(one: Inspection) -> list[str]:
@@ -97,8 +122,11 @@ def name_lines(one: Inspection) -> list[str]:
 
 def inspection_json(one: Inspection) -> dict[str, Any]:
     """A checkpoint's parts for scripts."""
+    from amatax.commands.inspect_adapter import adapter_json
+
     c = one.checkpoint
     return {
+        **({"adapter": adapter_json(one.adapter)} if one.adapter else {}),
         "model": c.ref,
         "commit": c.commit,
         "architectures": c.architectures,

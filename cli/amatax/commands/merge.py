@@ -75,7 +75,7 @@ def run(
     from amatax.commands.ranks import one_voice
     from amatax.recipes.gallery import find_recipe
     from amatax.streaming import importing
-    from amatax.streaming.ranks import rank_and_world
+    from amatax.streaming.processes import rank_and_world
 
     if quiet or as_json or rank_and_world()[0] > 0:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import typer
 
 from amatax.errors import AmataxError
-from amatax.streaming.ranks import AGAIN, Ranks, Terminated, joined
+from amatax.streaming.joining import Terminated, joined
+from amatax.streaming.ranks import AGAIN, Ranks
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def _answers(recipe: Recipe, prompts: Path, role: str, options: FitOptions, targ
     """Responses of one of the models, sampled as `amatax distill` does by default; an earlier run's are taken up."""
     from amatax.fitting.distilling import DistillOptions, distil
     from amatax.fitting.ranks import wait_for_first
-    from amatax.streaming.ranks import rank_and_world
+    from amatax.streaming.processes import rank_and_world
 
     output = target.with_name(f"{target.stem}.{'data' if role == 'rlhf' else 'keep'}.jsonl")
     watcher.say(f"{role} answers the prompts of {prompts.name}, into {output.name}")

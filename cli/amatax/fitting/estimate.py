@@ -12,7 +12,7 @@ from amatax.errors import AmataxError
 from amatax.fitting.likelihood import most_tokens
 from amatax.fitting.options import FitOptions
 from amatax.planning.plan import Plan
-from amatax.streaming.ranks import own_device, rank_and_world
+from amatax.streaming.processes import own_device, rank_and_world
 from amatax.streaming.stream import pick_device
 
 LAYER_WIDTHS, LAYER_INNER = (

@@ -107,7 +107,7 @@ def fit_job(
     from amatax.fitting.paper import Preset, check_preset
     from amatax.fitting.passes import Passes
     from amatax.fitting.ranks import joined
-    from amatax.streaming.ranks import rank_and_world
+    from amatax.streaming.processes import rank_and_world
 
     fitted_method(recipe)
     preset = Preset(options.rate, options.eps) if options.preset else None
@@ -200,7 +200,7 @@ def _merged_model(
     plan: Plan, groups: dict[str, int], rows: list[tuple[float, ...]], options: FitOptions
 ) -> MergedModel:
     from amatax.fitting.merged_model import load_merged_model
-    from amatax.streaming.ranks import own_device, rank_and_world
+    from amatax.streaming.processes import own_device, rank_and_world
     from amatax.streaming.stream import pick_device
 
     if options.shard and rank_and_world()[1] == 1:
@@ -286,7 +286,7 @@ def _compute(options: FitOptions) -> torch.dtype | None:
     """The dtype of the forward pass; None: the checkpoint's."""
     import torch
 
-    from amatax.streaming.ranks import own_device
+    from amatax.streaming.processes import own_device
     from amatax.streaming.stream import pick_device
 
     if options.compute:

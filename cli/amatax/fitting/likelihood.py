@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from amatax.errors import NonFiniteError
 from amatax.fitting.merged_model import MergedModel
 from amatax.fitting.samples import Sample
-from amatax.streaming.ranks import rank_and_world
+from amatax.streaming.processes import rank_and_world
 
 BATCH_TOKENS = 4096  # of a batch, padding included
 IGNORED = -100  # where nothing is predicted

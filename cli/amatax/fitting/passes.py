@@ -14,7 +14,7 @@ from amatax.errors import OutputError
 from amatax.fitting.journal import open_locked, write_all
 from amatax.fitting.likelihood import Measured
 from amatax.fitting.ranks import from_first
-from amatax.streaming.ranks import rank_and_world
+from amatax.streaming.processes import rank_and_world
 
 OURS = {"key", "sums", "tokens", "gradient"}
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from amatax.streaming.ranks import rank_and_world
+from amatax.streaming.processes import rank_and_world
 
 PATIENCE = timedelta(days=7)  # the first process may sample responses while the others wait
 

@@ -6,7 +6,8 @@ import math
 import os
 
 from amatax.methods import method_needs, simplest
-from amatax.planning.plan import Plan, PlannedTensor
+from amatax.planning.plan import Plan
+from amatax.planning.tensors import PlannedTensor
 
 CPU_ELEMENTS = 1 << 18  # of a chunk, read and written at once: smaller ones cost more calls (benchmarks/RESULTS.md)
 CPU_BLOCK = 1 << 17  # merged at once: what a core's own cache holds

@@ -255,6 +255,9 @@ def _method_faults(merge: Any, models: Any, origin: Origin) -> Iterator[Fault]:
         if role == "base" and not models.get(role):  # the others are needed anyway
             message = f"models.{role} is needed here: {method} merges what has changed since"
             yield Fault(message, origin.where(("models",)), f"add `{role}:` under `models`")
+    if merge.get("vocabulary") == "common" and "base" not in needs:
+        message = f"`vocabulary: common` is about the rows that base lacks, and {method} reads no base"
+        yield Fault(message, origin.where(("merge", "vocabulary")), "leave it out: SFT and RLHF need one vocabulary")
     known = [*schema.Merge.model_fields, *method_options(method)]
     for key in merge:
         if isinstance(key, str) and key not in known:

@@ -77,7 +77,11 @@ def method_of(mergekit: str, pair: Pair) -> str:
         message = (
             "`breadcrumbs_ties` cannot be said in a recipe: `breadcrumbs` sums both changes up, without a sign election"
         )
-        raise Unsayable("merge_method", message, "the nearest: `breadcrumbs`, or `ties` with its own density")
+        raise Unsayable(
+            "merge_method",
+            message,
+            "the nearest: `merge_method: breadcrumbs`, or `merge_method: ties`, whose density drops the small changes alone",
+        )
     if mergekit == "della_linear" and not pair.alone:
         message = "`della_linear` cannot be said in a recipe: `della` always elects signs"
         raise Unsayable("merge_method", message, "the nearest: `merge_method: della` with `normalize: true`")

@@ -21,6 +21,7 @@ from amatax.recipes.schema import Origin
 Path_ = tuple[str | int, ...]
 Value = Fraction | bool
 FLAGS = ("normalize", "rescale", "int8_mask")
+LARGEST = 3.4028234663852886e38  # of float32, which mergekit keeps its weights in; sums and quotients of such are still floats
 ANY = (None, "*", "")  # filters that every tensor fits
 
 
@@ -133,6 +134,8 @@ def _values(raw: Any, kind: type) -> tuple[Value, ...]:
             raise ValueError(f"{item!r} is {'neither true nor false' if kind is bool else 'no number'}") from None
         if kind is float and not math.isfinite(value):
             raise ValueError(f"{item!r} is not finite")
+        if kind is float and abs(value) > LARGEST:
+            raise ValueError(f"{item!r} is more than float32 holds ({LARGEST:.3g})")
         found.append(value if kind is bool else Fraction(repr(value)))
     return tuple(found)
 

@@ -9,7 +9,7 @@ import torch
 
 from amatax.checkpoints.dtypes import torch_dtype
 from amatax.errors import NonFiniteError
-from amatax.planning.plan import PlannedTensor
+from amatax.planning.tensors import PlannedTensor
 from amatax.streaming.buffers import Bytes, Files
 
 WIDER = {"BF16": "float32", "F32": "float64"}  # what a value that overflows one dtype fits in

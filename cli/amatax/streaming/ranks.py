@@ -1,4 +1,4 @@
-"""Several processes of one job, as torchrun starts them: who they are, how they compare what they know, and how one's fault ends all.
+"""Several processes of one job, as torchrun starts them: how they compare what they know, and how one's fault ends all.
 
 They talk through the key-value store that torchrun has for them anyway. No collective operation is used, so there is no backend to
 choose, and whoever waits can be interrupted and hears that another has failed, or is gone.
@@ -7,18 +7,15 @@ choose, and whoever waits can be interrupted and hears that another has failed, 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from itertools import count
 from typing import Any, TypeVar, cast
 
 from amatax.errors import AmataxError
-from amatax.streaming.importing import importing_torch
+from amatax.streaming.processes import local_rank
 from amatax.streaming.rank_errors import error_from_json, error_to_json, joint_error
 
 T = TypeVar("T")
@@ -29,38 +26,11 @@ VISIBLE = 60.0  # seconds until what one machine writes shows on another one, at
 FAILED = "failed"  # a key: a rank has failed, and waits for the others to stop
 LEFT = "left"  # one has gone, and this is why
 TOLD = "told"  # the user has been told
-FAREWELL = 5.0  # seconds that the first process, which may hold the store, waits for the others to end
 AGAIN = "run the same command again, with as many processes as you like: finished shards are kept"
-_joins = count()  # a process may join more than once, and the store keeps its keys
 
 
 class Stopped(Exception):
     """Another rank has failed: nothing more needs to be done here."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which torchrun sends to every rank when one has died."""
-
-
-def rank_and_world() -> tuple[int, int]:
-    """(number of this process, how many there are), from torchrun's environment."""
-    world = _number("WORLD_SIZE", 1)
-    return (_number("RANK", 0), world) if world > 1 else (0, 1)
-
-
-def local_rank() -> int:
-    """The number of this process on its machine."""
-    return _number("LOCAL_RANK", rank_and_world()[0])
-
-
-def own_device(device: str) -> str:
-    """Of several GPUs of a machine each process takes its own."""
-    if rank_and_world()[1] > 1 and device in ("auto", "cuda"):
-        import torch
-
-        if torch.cuda.is_available():
-            return f"cuda:{local_rank()}"
-    return device
 
 
 class Ranks:
@@ -256,56 +226,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-_joined: list[Ranks] = []
-
-
-@contextmanager
-def joined() -> Iterator[Ranks]:
-    """This process among those that torchrun has started; alone (and without torch) if it has started none.
-
-    Raises:
-        AmataxError: if the store cannot be reached.
-    """
-    rank, world = rank_and_world()
-    if world < 2 or _joined:
-        yield _joined[0] if _joined else ALONE
-        return
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the processes of a machine share its cores
-    with importing_torch():
-        import torch.distributed as dist
-    try:
-        store = next(dist.rendezvous("env://", timeout=START))[0]
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        hint = "start it with torchrun, or unset WORLD_SIZE to merge with this process alone"
-        raise AmataxError(
-            f"{world} processes are announced (WORLD_SIZE), and cannot be joined: {reason}", hint
-        ) from None
-    with _terminated(), among(dist.PrefixStore(f"amatax/{next(_joins)}", store), rank, world) as ranks:
-        _joined.append(ranks)
-        try:
-            yield ranks
-        finally:
-            _joined.clear()
-
-
-@contextmanager
-def among(store: Any, rank: int, world: int) -> Iterator[Ranks]:
-    """This process among those that have a store of torch.distributed in common."""
-    ranks = Ranks(store, rank, world)
-    beats = threading.Thread(target=ranks._beat, daemon=True)
-    beats.start()
-    wait = FAREWELL
-    try:
-        yield ranks
-    except BaseException as error:
-        wait = 0.0 if isinstance(error, KeyboardInterrupt) else FAREWELL
-        ranks.leave(error)
-        raise
-    finally:
-        ranks._ended.set()
-        beats.join()
-        ranks._part(wait)
 
 
 def shown(look: Callable[[], T]) -> T:
@@ -328,35 +248,6 @@ def share_out(work: Mapping[str, int], parts: int) -> list[list[str]]:
         shares[least].append(name)
         loads[least] += work[name]
     return shares
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM is raised as an exception, once, so that a rank says why it ends."""
-    raised = False
-
-    def stop(*_: object) -> None:
-        nonlocal raised
-        if not raised:
-            raised = True
-            raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is stop:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _number(name: str, default: int) -> int:
-    try:
-        return int(os.environ.get(name, default))
-    except ValueError:
-        return default
 
 
 def _lost() -> AmataxError:

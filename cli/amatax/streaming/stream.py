@@ -11,7 +11,8 @@ import torch
 from amatax.errors import AmataxError
 from amatax.methods import bind, method_needs, simplest
 from amatax.planning.memory import CPU_BLOCK, CPU_ELEMENTS
-from amatax.planning.plan import Plan, PlannedTensor
+from amatax.planning.plan import Plan
+from amatax.planning.tensors import PlannedTensor
 from amatax.streaming.buffers import Files
 from amatax.streaming.chunks import Sink, TensorResult, Worker
 
@@ -84,7 +85,7 @@ class Streamer:
         elements = min(elements, max(1024, largest))  # a small model needs no large buffers
         names = list(plan.tensors)
         sampled = frozenset(names[:: max(1, len(names) // SAMPLED_TENSORS)])
-        self._stop = threading.Event()
+        self._stop, self._advance = threading.Event(), advance
         self._roles = tuple(dict.fromkeys(("sft", *method_needs(name))))
         self._make: Callable[[torch.device, Files, Sink], Worker] = lambda device, files, sink: Worker(
             method,
@@ -96,7 +97,6 @@ class Streamer:
             sink,
             sampled=sampled,
             allow_nonfinite=allow_nonfinite,
-            advance=advance,
             stopped=self._stop.is_set,
         )
         far = any(checkpoint.remote is not None for checkpoint in plan.checkpoints.values())
@@ -133,6 +133,7 @@ class Streamer:
                     tensor = tensor or next(mine, None)
                     if tensor is None:
                         return
+                    worker.advance = _at_most(tensor.reads, self._advance)
                     results[tensor.name] = worker.run(tensor)
             except BaseException as error:
                 failures.append(error)
@@ -173,6 +174,19 @@ class Streamer:
             first = next((f for f in failures if not isinstance(f, KeyboardInterrupt)), failures[0])
             raise _no_memory(first) if isinstance(first, torch.OutOfMemoryError) else first
         return results
+
+
+def _at_most(total: int, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """`advance` until so much is told: what is read again after the device ran out of memory is not told again."""
+    left = total
+
+    def tell(n: int) -> None:
+        nonlocal left
+        n = min(n, left)
+        left -= n
+        advance(n)
+
+    return tell
 
 
 def _remote(plan: Plan) -> Files:

@@ -9,7 +9,8 @@ from typing import Any
 from amatax.checkpoints.folder import read_json
 from amatax.errors import CheckpointError
 from amatax.planning.destination import RECIPE, RECORD
-from amatax.planning.plan import FORMAT, Plan
+from amatax.planning.identity import FORMAT
+from amatax.planning.plan import Plan
 from amatax.recipes.loading import dump_recipe
 from amatax.streaming.chunks import TensorResult
 from amatax.writing.side_files import write_json

@@ -12,7 +12,8 @@ import xxhash
 
 from amatax.errors import InputChangedError, OutputError
 from amatax.planning.layout import Shard
-from amatax.planning.plan import Plan, PlannedTensor
+from amatax.planning.plan import Plan
+from amatax.planning.tensors import PlannedTensor
 
 if TYPE_CHECKING:
     from amatax.streaming.chunks import TensorResult

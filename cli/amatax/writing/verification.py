@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amatax.errors import OutputError
-from amatax.planning.plan import Plan, PlannedTensor
+from amatax.planning.plan import Plan
+from amatax.planning.tensors import PlannedTensor
 from amatax.streaming.buffers import Files
 from amatax.streaming.stream import Streamer
 from amatax.writing.record import read_record
