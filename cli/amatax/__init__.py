@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from amatax.api import fit_ratios, merge, plan
+    from amatax.api import evaluate, fit_ratios, merge, plan
     from amatax.errors import AmataxError
     from amatax.planning.plan import Plan
     from amatax.recipes.loading import load_recipe
@@ -21,12 +21,13 @@ _HOMES = {
     "plan": "amatax.api",
     "merge": "amatax.api",
     "fit_ratios": "amatax.api",
+    "evaluate": "amatax.api",
     "Recipe": "amatax.recipes.schema",
     "Plan": "amatax.planning.plan",
     "AmataxError": "amatax.errors",
 }
 
-__all__ = ["AmataxError", "Plan", "Recipe", "__version__", "fit_ratios", "load_recipe", "merge", "plan"]
+__all__ = ["AmataxError", "Plan", "Recipe", "__version__", "evaluate", "fit_ratios", "load_recipe", "merge", "plan"]
 
 
 def __getattr__(name: str) -> Any:

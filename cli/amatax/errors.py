@@ -4,7 +4,8 @@ AmataxError                 one message, one next step; the command line exits w
 ├── FaultsError             several faults, all found before any work
 │   ├── RecipeError         the recipe's text: keys, types, values
 │   ├── PlanError           the recipe against the checkpoints and the disk
-│   └── AdapterError        an adapter that cannot be used, or not on this model
+│   ├── AdapterError        an adapter that cannot be used, or not on this model
+│   └── MeasureError        measures that cannot be taken: their options, or their data
 ├── CheckpointError         an input folder or file that cannot be read as a checkpoint
 │   └── LoneAdapterError    an adapter, named where a whole model is wanted
 ├── HubError                the Hub said no, or could not be reached
@@ -66,6 +67,10 @@ class PlanError(FaultsError):
 
 class AdapterError(FaultsError):
     """An adapter cannot be used, or does not fit the model."""
+
+
+class MeasureError(FaultsError):
+    """Measures cannot be taken: unknown kinds or options, data that do not fit, a library that is missing."""
 
 
 class CheckpointError(AmataxError):

@@ -65,7 +65,7 @@ def test_the_summary_says_what_to_do_next(siblings: Path, amatax: Callable[..., 
 
 def test_schema_is_a_json_schema_that_knows_every_key(amatax: Callable[..., Run]) -> None:
     schema = amatax("schema").json
-    assert set(schema["properties"]) == {"models", "merge", "output", "fit", "record"}
+    assert set(schema["properties"]) == {"models", "merge", "output", "fit", "measures", "record"}
     assert {"blocks", "head", "embeddings", "norms", "other", "overrides"} == set(
         schema["$defs"]["Ratios"]["properties"]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amatax.api.common import Watcher
+from amatax.api.evaluating import evaluate
 from amatax.api.fitting import distill, fit_ratios
 from amatax.api.importing import import_mergekit
 from amatax.api.looking import AdapterInspection, Inspection, difference, inspect, inspect_adapter, inspect_recipe
@@ -19,6 +20,7 @@ __all__ = [
     "check_push",
     "difference",
     "distill",
+    "evaluate",
     "fit_ratios",
     "import_mergekit",
     "inspect",

@@ -11,7 +11,20 @@ import typer
 from typer.core import TyperGroup
 
 from amatax import __version__
-from amatax.commands import check, distill, fit_ratios, import_, inspect, merge, methods, push, recipes, schema, verify
+from amatax.commands import (
+    check,
+    distill,
+    evaluate,
+    fit_ratios,
+    import_,
+    inspect,
+    merge,
+    methods,
+    push,
+    recipes,
+    schema,
+    verify,
+)
 from amatax.errors import AmataxError, FaultsError
 
 USER_FAULT, OUR_FAULT, INTERRUPTED = 2, 1, 130
@@ -91,5 +104,5 @@ def _main(
     pass
 
 
-for command in (merge, distill, fit_ratios, push, inspect, verify, check, import_, recipes, schema, methods):
+for command in (merge, distill, fit_ratios, evaluate, push, inspect, verify, check, import_, recipes, schema, methods):
     app.command(name=command.__name__.rpartition(".")[2].strip("_").replace("_", "-"))(command.run)

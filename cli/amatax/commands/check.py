@@ -16,6 +16,11 @@ def run(
     from amatax.recipes.loading import load_recipe
 
     loaded = load_recipe(find_recipe(recipe))
+    if loaded.measures:
+        from amatax.evaluation.declared import declared_measures
+        from amatax.recipes.measures import wishes_of
+
+        declared_measures(wishes_of(loaded))
     if as_json:
         print(json.dumps(loaded.model_dump(mode="json"), indent=2, ensure_ascii=False))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,15 +91,35 @@ def sample_batches(
 
     Raises:
         CheckpointError: if transformers cannot load the model, or it generates no text.
-        DataError: if a prompt does not fit the model.
-        AmataxError: out of memory.
+        DataError, NonFiniteError, AmataxError: see `answer_batches`.
     """
     with memory_hint(*sampling_hint(len(batches[0]), device)):
         model = load_model(checkpoint, trust_remote_code=trust_remote_code).to(device)
+    yield from answer_batches(model, tokenizer, records, prompts, batches, sampling, tick=tick)
+
+
+def answer_batches(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    prompts: Sequence[list[int]],
+    batches: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    tick: Tick,
+) -> Iterator[list[Sample]]:
+    """Answer with a live model, in evaluation mode on its device, batch by batch; the rest as of `sample_batches`.
+
+    Raises:
+        DataError: if a prompt does not fit the model.
+        NonFiniteError: if its logits are not finite.
+        AmataxError: out of memory.
+    """
+    device = model.device
     ends = end_tokens(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     # nothing of the checkpoint's own habits (top_k, repetition_penalty): the proxy set is drawn from the model as it is
-    model.generation_config = transformers.GenerationConfig(eos_token_id=ends or None, pad_token_id=pad)
+    plain = transformers.GenerationConfig(eos_token_id=ends or None, pad_token_id=pad)
     room = _room(model, records, prompts)
     for batch in batches:
         asked = [prompts[item // sampling.n] for item in batch]
@@ -113,7 +134,7 @@ def sample_batches(
             told += ended
             tick(ended)
 
-        with memory_hint(*sampling_hint(len(batch), device)), torch.inference_mode():
+        with memory_hint(*sampling_hint(len(batch), device)), torch.inference_mode(), _generating_by(model, plain):
             output = model.generate(
                 input_ids=torch.tensor([[pad] * (longest - len(ids)) + ids for ids in asked], device=device),
                 attention_mask=torch.tensor(
@@ -129,6 +150,16 @@ def sample_batches(
             _sample(tokenizer, item, row, set(ends))
             for item, row in zip(batch, output[:, longest:].tolist(), strict=True)
         ]
+
+
+@contextmanager
+def _generating_by(model: Any, config: Any) -> Iterator[None]:
+    """The model's generation config, for one batch: a live model keeps its own."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _room(model: Any, records: Sequence[Record], prompts: Sequence[list[int]]) -> int | None:

@@ -117,11 +117,21 @@ def _losses(
             before = response_logs(merged.model, ids, mask, targets)
     with torch.set_grad_enabled(gradient), merged.merging(ratios):
         logs = response_logs(merged.model, ids, mask, targets)
-        if before is None:
-            losses = -logs.gather(1, targets[wanted][:, None])[:, 0]
-        else:
-            losses = F.kl_div(logs, before, reduction="none", log_target=True).sum(1)
+        losses = token_losses(logs, targets[wanted], before)
     return losses, wanted.nonzero()[:, 0]
+
+
+def token_losses(logs: torch.Tensor, tokens: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    """What each response token adds, nats (tokens,).
+
+    Args:
+        logs: log p of the vocabulary under the model, (tokens, vocabulary).
+        tokens: those that stand there, int64 (tokens,): -log p of them.
+        before: log p under SFT, of the shape of `logs`: KL(SFT || model) instead.
+    """
+    if before is None:
+        return -logs.gather(1, tokens[:, None])[:, 0]
+    return F.kl_div(logs, before, reduction="none", log_target=True).sum(1)
 
 
 def response_logs(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,20 @@ class Record:
         return turns[-1]["content"] if turns and _ends_in_answer(turns) else None
 
 
-def read_records(path: Path, *, responses: bool, most_bad: float = 0.0) -> tuple[list[Record], list[str]]:
+def read_records(
+    path: Path,
+    *,
+    responses: bool,
+    most_bad: float | None = 0.0,
+    check: Callable[[dict[str, Any]], None] = lambda data: None,
+) -> tuple[list[Record], list[str]]:
     """Read a data file; blank lines are no records.
 
     Args:
         path: JSONL in UTF-8.
         responses: every record must hold a response that is not empty; otherwise responses are not looked at.
-        most_bad: the share of bad lines, 0 to 1, up to which they are skipped and noted.
+        most_bad: the share of bad lines, 0 to 1, up to which they are skipped and noted; None: that cannot be asked for.
+        check: raises ValueError for a line that misses something else.
 
     Returns:
         The good records in file order, and notes for the user.
@@ -66,6 +74,7 @@ def read_records(path: Path, *, responses: bool, most_bad: float = 0.0) -> tuple
         try:
             data = _parse(text)
             _check(data, responses)
+            check(data)
         except ValueError as error:
             bad.append((number, str(error)))
         else:
@@ -79,11 +88,13 @@ def read_records(path: Path, *, responses: bool, most_bad: float = 0.0) -> tuple
     lines = [f"line {number}: {cause}" for number, cause in bad[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"... and {len(bad) - SHOWN} more")
-    if share > most_bad or not records:
+    if most_bad is None or share > most_bad or not records:
         if not records and bad[0][0] == 1 and bad[0][1].startswith("a JSON array"):
             raise DataError(f"{path}: one JSON array, not a JSON object per line", f"`jq -c '.[]' {path} > P.jsonl`")
         allowed = f" ({share:.2%}, and {most_bad:.2%} are allowed)" if most_bad else ""
-        skip = f"; --max-bad {-(-100 * len(bad) // count) / 100:g} skips them" if records else ""
+        skip = (
+            f"; --max-bad {-(-100 * len(bad) // count) / 100:g} skips them" if records and most_bad is not None else ""
+        )
         message = f"{path}: {len(bad)} of {count} lines cannot be used{allowed}"
         raise DataError("\n  ".join([message, *lines]), f"mend {'them' if len(bad) > 1 else 'it'}{skip}")
     return records, [f"{path}: {len(bad)} of {count} lines are skipped: {'; '.join(lines)}"]

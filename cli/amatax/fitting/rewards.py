@@ -24,8 +24,10 @@ from amatax.recipes.schema import is_folder
 
 if TYPE_CHECKING:
     from amatax.fitting.distilling import DistillOptions
+    from amatax.fitting.scoring import RewardModel
 
 Pair = tuple[int, Record, str]  # item, whose prompt, response
+AGAIN = "mend it and run the same command again: the responses are kept"
 AT_ONCE = 64  # calls of a function between two lines of progress
 
 
@@ -66,13 +68,17 @@ def open_scorer(options: DistillOptions) -> Scorer | None:
     )
 
 
-def function_scorer(spec: str) -> Scorer:
+def function_scorer(spec: str, *, again: str = AGAIN) -> Scorer:
     """FILE.py:function; `function(prompt, response) -> float`, where the prompt is the last user turn's text.
 
     The file is run as the user's own program would be: it comes from the command line only, never from a recipe.
 
+    Args:
+        spec: names it.
+        again: the next step after a reward that is none.
+
     Raises:
-        DataError: if there is no such file or function, or the file cannot be run.
+        DataError: if there is no such file or function, the file cannot be run, or the function takes other arguments.
     """
     file, colon, name = spec.rpartition(":")
     if not colon or not file or not name:
@@ -81,10 +87,14 @@ def function_scorer(spec: str) -> Scorer:
     if not path.is_file():
         raise DataError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}", "check the path")
     function = _load_function(path, name)
+    _check_arguments(function, spec)
 
     def score(pairs: Sequence[Pair]) -> Iterator[dict[int, float]]:
         for i in range(0, len(pairs), AT_ONCE):
-            yield {item: _call(function, spec, record, response) for item, record, response in pairs[i : i + AT_ONCE]}
+            yield {
+                item: _call(function, spec, record, response, again)
+                for item, record, response in pairs[i : i + AT_ONCE]
+            }
 
     return Scorer(f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()}", lambda: None, score, [])
 
@@ -92,6 +102,7 @@ def function_scorer(spec: str) -> Scorer:
 def model_scorer(checkpoint: Checkpoint, *, batch_size: int, device: str, trust_remote_code: bool) -> Scorer:
     """A sequence-classification model with one label, asked with its own chat template."""
     notes: list[str] = []
+    loaded: list[RewardModel] = []
 
     def prepare() -> None:
         import_libraries()
@@ -101,11 +112,11 @@ def model_scorer(checkpoint: Checkpoint, *, batch_size: int, device: str, trust_
 
     def score(pairs: Sequence[Pair]) -> Iterator[dict[int, float]]:
         import_libraries()
-        from amatax.fitting.scoring import score_batches
+        from amatax.fitting.scoring import load_reward_model, score_batches
 
-        return score_batches(
-            checkpoint, pairs, batch_size=batch_size, device=device, trust_remote_code=trust_remote_code, notes=notes
-        )
+        if not loaded:
+            loaded.append(load_reward_model(checkpoint, batch_size, device=device, trust_remote_code=trust_remote_code))
+        return score_batches(loaded[0], pairs, batch_size=batch_size, notes=notes)
 
     identity = hashlib.sha256(json.dumps(fingerprint(checkpoint)).encode()).hexdigest()
     return Scorer(identity, prepare, score, notes)
@@ -133,14 +144,25 @@ def _load_function(path: Path, name: str) -> Callable[[str, str], Any]:
     return function
 
 
-def _call(function: Callable[[str, str], Any], spec: str, record: Record, response: str) -> float:
+def _check_arguments(function: Callable[..., Any], spec: str) -> None:
+    """Raises DataError for a function that cannot be called with a prompt and a response."""
+    try:
+        inspect.signature(function).bind("", "")
+    except TypeError as error:
+        hint = "a reward is called as function(prompt, response)"
+        raise DataError(f"{spec} takes other arguments: {error}", hint) from None
+    except ValueError:  # of a builtin nothing is known
+        return
+
+
+def _call(function: Callable[[str, str], Any], spec: str, record: Record, response: str, again: str) -> float:
     try:
         with redirect_stdout(sys.stderr):  # --json has stdout to itself
             value = function(last_user_turn(record), response)
     except (Exception, SystemExit) as error:
         raise DataError(
             f"{spec} failed on the response to line {record.line}: {_said(error)}",
-            "mend it and run the same command again: the responses are kept (AMATAX_DEBUG=1 shows the traceback)",
+            f"{again} (AMATAX_DEBUG=1 shows the traceback)",
         ) from error
     try:
         reward = math.nan if isinstance(value, str) else float(value)
@@ -149,7 +171,7 @@ def _call(function: Callable[[str, str], Any], spec: str, record: Record, respon
     if not math.isfinite(reward):
         raise DataError(
             f"{spec} gave {value!r} for the response to line {record.line}, and a reward is a finite number",
-            "mend it and run the same command again: the responses are kept",
+            again,
         )
     return reward
 

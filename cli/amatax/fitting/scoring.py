@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -39,26 +39,39 @@ def open_reward_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) ->
     return tokenizer
 
 
-def score_batches(
-    checkpoint: Checkpoint,
-    pairs: Sequence[Pair],
-    *,
-    batch_size: int,
-    device: str,
-    trust_remote_code: bool,
-    notes: list[str],
-) -> Iterator[dict[int, float]]:
-    """Load the model and score conversation by conversation, right-padded.
+class RewardModel(NamedTuple):
+    """A loaded one, with its tokenizer; `ref` names it."""
+
+    ref: str
+    model: Any
+    tokenizer: Any
+    device: torch.device
+
+
+def load_reward_model(checkpoint: Checkpoint, batch_size: int, *, device: str, trust_remote_code: bool) -> RewardModel:
+    """Load the model.
 
     Raises:
-        CheckpointError: if the model cannot be loaded, or its head is missing.
-        DataError: if the template refuses a conversation, or a reward is not finite.
+        CheckpointError: if it cannot be loaded, or its head is missing.
         AmataxError: out of memory.
     """
     where = pick_device(device)
     tokenizer = open_reward_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     with memory_hint(*sampling_hint(batch_size, where)):
         model = load_model(checkpoint, reward=True, trust_remote_code=trust_remote_code).to(where)
+    return RewardModel(checkpoint.ref, model, tokenizer, where)
+
+
+def score_batches(
+    loaded: RewardModel, pairs: Sequence[Pair], *, batch_size: int, notes: list[str]
+) -> Iterator[dict[int, float]]:
+    """Score conversation by conversation, right-padded.
+
+    Raises:
+        DataError: if the template refuses a conversation, or a reward is not finite.
+        AmataxError: out of memory.
+    """
+    ref, model, tokenizer, where = loaded
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longer = 0
     for i in range(0, len(pairs), batch_size):
@@ -71,7 +84,7 @@ def score_batches(
         for reward, (_, record, _) in zip(logits, batch, strict=True):
             if not torch.isfinite(torch.tensor(reward)):
                 raise DataError(
-                    f"{checkpoint.ref} gives {reward} for the response to line {record.line}",
+                    f"{ref} gives {reward} for the response to line {record.line}",
                     "look at the reward model: a reward is a finite number",
                 )
         yield {item: reward for (item, _, _), reward in zip(batch, logits, strict=True)}

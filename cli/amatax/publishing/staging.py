@@ -17,7 +17,7 @@ from amatax.planning.names import anatomy
 from amatax.planning.ratios import PlannedBlock, plan_blocks
 from amatax.publishing.picture import draw_ratios
 from amatax.recipes.loading import dump_recipe, load_recipe
-from amatax.recipes.schema import Recipe, is_folder
+from amatax.recipes.schema import Measure, Recipe, is_folder
 from amatax.writing.card import card
 from amatax.writing.side_files import write_json
 
@@ -112,7 +112,18 @@ def without_paths(recipe: Recipe) -> Recipe:
         named = {key: getattr(recipe.fit, key) for key in ("data", "prompts", "holdout")}
         files = {key: Path(value).name for key, value in named.items() if isinstance(value, str)}
         changes["fit"] = recipe.fit.model_copy(update=files)
+    if recipe.measures:
+        changes["measures"] = {name: _measure_without_paths(measure) for name, measure in recipe.measures.items()}
     return recipe.model_copy(update=changes)
+
+
+def _measure_without_paths(measure: Measure) -> Measure:
+    """The names of its files alone; a reward model's folder is `./NAME`."""
+    changes = {"data": Path(measure.data).name} if measure.data else {}
+    model = measure.options.get("model")
+    if isinstance(model, str) and is_folder(model):
+        changes["model"] = f"./{Path(model).name}"
+    return measure.model_copy(update=changes)
 
 
 def _drop_paths(file: Path) -> bool:

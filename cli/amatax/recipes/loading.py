@@ -61,13 +61,13 @@ def parse_recipe(text: str, file: str, folder: Path) -> Recipe:
         try:
             recipe = Recipe.model_validate(data)
         except ValidationError as error:
-            faults += _schema_faults(error, origin)
+            faults += schema_faults(error, origin)
         else:
             faults += _ratio_faults(recipe, origin)
         faults += _reference_faults(data.get("models"), origin)
         faults += _method_faults(data.get("merge", {}), data.get("models"), origin)
         if recipe is not None and not faults:
-            models = recipe.models.renamed(lambda _, model: _absolute(model, folder))
+            models = recipe.models.renamed(lambda _, model: absolute(model, folder))
             recipe = recipe.model_copy(update={"models": models})
             recipe._origin = origin
             return recipe
@@ -89,7 +89,8 @@ def _plain(value: Any) -> Any:
     return str(Path(value).absolute()) if isinstance(value, os.PathLike) else value
 
 
-def _absolute(model: str, folder: Path) -> str:
+def absolute(model: str, folder: Path) -> str:
+    """A model folder that is relative to a recipe's file; a Hub id stays."""
     return os.path.normpath(folder / expand_home(model)) if is_folder(model) else model
 
 
@@ -138,7 +139,7 @@ def _walk(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, int, bool]]:
             yield from _walk(item, (*path, i))
 
 
-def _schema_faults(error: ValidationError, origin: Origin, within: Path_ = (), usual: str = SCHEMA_HINT) -> list[Fault]:
+def schema_faults(error: ValidationError, origin: Origin, within: Path_ = (), usual: str = SCHEMA_HINT) -> list[Fault]:
     """pydantic's errors in the recipe's words, one for each key."""
     faults: dict[Path_, Fault] = {}
     for item in error.errors(include_url=False):
@@ -266,7 +267,7 @@ def _method_faults(merge: Any, models: Any, origin: Origin) -> Iterator[Fault]:
     try:
         checked = options_model(method).model_validate(options)
     except ValidationError as error:
-        yield from _schema_faults(error, origin, ("merge",), METHODS_HINT)
+        yield from schema_faults(error, origin, ("merge",), METHODS_HINT)
         return
     if message := check_options(method, checked.model_dump()):
         yield Fault(message, origin.where(("merge", next(iter(options), "method"))), METHODS_HINT)

@@ -201,6 +201,26 @@ class Fit(_Model):
     holdout: Number | str = Field(0.2, description="the share that is never fitted, or a JSONL file")
 
 
+MeasureName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Measure(_Model):
+    """What `evaluate` and `sweep` measure. Options of the kind stand beside `measure` under their own names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    measure: str = Field(min_length=1, description="the kind: nll, exact_match, reward, ...")
+    data: str | None = Field(None, min_length=1, description="JSONL, relative to the recipe's file")
+    higher: bool | None = Field(
+        None, strict=True, description="whether more is better, of a kind that leaves it open: length"
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The kind's own options, as written."""
+        return dict(self.model_extra or {})
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a recipe was read from: the file, and the line of every key. Two recipes are equal wherever they stand."""
@@ -227,6 +247,9 @@ class Recipe(_Model):
     merge: Merge = Merge()
     output: Output = Output()
     fit: Fit | None = None
+    measures: dict[MeasureName, Measure] = Field(
+        default_factory=dict, description="what `evaluate` and `sweep` measure, by the name of its column"
+    )
     record: dict[str, Any] = Field(default_factory=dict, description="written by amatax; never read as a wish")
 
     _origin: Origin = PrivateAttr(default_factory=Origin)

@@ -1,0 +1,239 @@
+"""evaluate: measures of models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amatax.api.common import Watcher
+from amatax.checkpoints.checkpoint import TEXT_CONFIGS, Checkpoint
+from amatax.checkpoints.opening import open_checkpoint
+from amatax.errors import AmataxError, OutputError
+from amatax.recipes.gallery import find_recipe, gallery
+from amatax.recipes.loading import load_recipe
+from amatax.recipes.measures import Wishes, load_measures, wishes_of
+from amatax.recipes.schema import Adapted, Recipe, expand_home, is_folder
+
+if TYPE_CHECKING:
+    from amatax.evaluation.declared import Declared
+    from amatax.evaluation.results import Point, Results
+    from amatax.evaluation.tasks import Task
+
+ROOM = ("max_position_embeddings", "n_positions")
+
+
+class _Target(NamedTuple):
+    """Something to evaluate: what its tokenizer and config are read from, and the live model, on the device, when its turn comes."""
+
+    name: str
+    kind: str  # of its point
+    described: Checkpoint
+    load: Callable[[], Any]
+
+
+def evaluate(
+    models: Sequence[str | PathLike[str]],
+    *,
+    measures: str | PathLike[str] | None = None,
+    sft: str | None = None,
+    reward: str | None = None,
+    output: str | PathLike[str] | None = None,
+    batch_size: int = 16,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    watcher: Watcher | None = None,
+) -> Results:
+    """Measure models: a row for each, a column for each measure.
+
+    Weights are read as they are stored and computed with in float32 on the CPU, in their own dtype on a GPU.
+
+    Args:
+        models: folders and Hub ids; a recipe among them says what is measured.
+        measures: a file of measures (see amatax.recipes.measures), instead of the recipe's.
+        sft: the model that `kl` is measured against; the recipe's by default.
+        reward: FILE.py:function for `reward` measures without a model; it is run.
+        output: a JSONL file to write: what each sample adds, and what was answered.
+        batch_size: answers that are generated at a time.
+        device: cpu, cuda, cuda:N, or auto.
+        trust_remote_code: let transformers run the checkpoints' own code.
+
+    Raises:
+        AmataxError: see amatax.errors; everything that is wrong with measures and data before a model is loaded.
+    """
+    from amatax.evaluation.declared import declared_measures
+
+    watcher = watcher or Watcher()
+    if output is not None:
+        _check_output(Path(output))
+    if batch_size < 1:
+        raise AmataxError(f"--batch-size {batch_size}: at least 1", "leave it out for the default")
+    names = list(dict.fromkeys(map(str, models)))
+    recipes = {name: load_recipe(find_recipe(name)) for name in names if _is_recipe(name)}
+    wishes = _wishes(recipes, measures)
+    declared = declared_measures(wishes)
+
+    from amatax.evaluation.results import Point, Results
+    from amatax.fitting.libraries import import_libraries
+
+    import_libraries()
+    targets = [
+        _recipe_target(name, recipes[name]) if name in recipes else _model_target(name, device, trust_remote_code)
+        for name in names
+    ]
+    against = sft if sft is not None else wishes.sft
+    sft_model = _sft(against, declared, targets, device, trust_remote_code)
+    options = {"device": device, "batch_size": batch_size, "reward": reward, "trust_remote_code": trust_remote_code}
+    tasks = list(_tasks(targets, declared, sft_model, options))
+    watcher.start(sum(task.samples for mine in tasks for task in mine))
+
+    def tick(samples: int) -> None:
+        watcher.advance(samples)
+        watcher.wait()
+
+    points: list[Point] = []
+    for target, mine in zip(targets, tasks, strict=True):
+        model = target.load()
+        points.append(Point(target.name, target.kind, measured={t.measure.name: t.run(model, tick) for t in mine}))
+        del model
+    found = Results({task.measure.name: task.measure for task in tasks[0]}, tuple(points))
+    if output is not None:
+        _write(found, Path(output))
+    return found
+
+
+def _is_recipe(name: str) -> bool:
+    path = Path(name)
+    with suppress(OSError):
+        if path.is_dir():
+            return False
+        return path.is_file() or path.suffix in (".yaml", ".yml") or name in gallery()
+    return False
+
+
+def _wishes(recipes: dict[str, Recipe], measures: str | PathLike[str] | None) -> Wishes:
+    """What is to be measured: the file's measures, or those that the recipes agree on."""
+    if measures is not None:
+        path = Path(measures)
+        return load_measures(find_recipe(str(path)) if str(path) in gallery() and not path.exists() else path)
+    declaring = {name: recipe for name, recipe in recipes.items() if recipe.measures}
+    if not declaring:
+        hint = "write `measures:` into the recipe, or pass --measures FILE.yaml; docs/measures.md lists the kinds"
+        raise AmataxError("nothing is to be measured", hint)
+    first = next(iter(declaring))
+    for name, recipe in declaring.items():
+        if recipe.measures != declaring[first].measures:
+            raise AmataxError(f"{first} and {name} declare different measures", "say which: --measures FILE.yaml")
+    return wishes_of(declaring[first])
+
+
+def _recipe_target(name: str, recipe: Recipe) -> _Target:
+    """A recipe, merged in memory."""
+    hint = f"`amatax merge {name} FOLDER`, then `amatax evaluate FOLDER --measures {name}`"
+    raise AmataxError(f"{name}: recipes are not evaluated in memory yet", hint)
+
+
+def _model_target(name: str, device: str, trust_remote_code: bool) -> _Target:
+    """A folder, or a Hub id; all of it is fetched now."""
+    folder = Path(expand_home(name)).is_dir()
+    if not folder and not is_folder(name) and name.partition("@")[0].count("/") != 1:
+        hint = f"a recipe's file or name ({', '.join(gallery())}), a model folder, or a Hub id, owner/name"
+        raise AmataxError(f"{name}: no such recipe, folder or Hub id", hint)
+    checkpoint = open_checkpoint(f"./{name}" if folder and not is_folder(name) else name)
+    return _Target(name, "model", checkpoint, lambda: _load(checkpoint, device, trust_remote_code))
+
+
+def _load(checkpoint: Checkpoint, device: str, trust_remote_code: bool) -> Any:
+    """The live model, on the device."""
+    import torch
+
+    from amatax.fitting.loading import load_model
+    from amatax.fitting.memory import memory_hint
+    from amatax.streaming.stream import pick_device
+
+    where = pick_device(device)
+    dtype: torch.dtype | str = torch.float32 if where.type == "cpu" else "auto"
+    with memory_hint(f"on {where} with {checkpoint.ref}", "use another --device"):
+        return load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code).to(where)
+
+
+def _sft(
+    named: str | Adapted | None, declared: list[Declared], targets: list[_Target], device: str, trust_remote_code: bool
+) -> Callable[[], Any] | None:
+    """What gives the SFT model, once for all tasks; None if nothing is measured against it, or nobody has named one."""
+    if named is None or not any("divergence" in one.needs for one in declared):
+        return None
+    from amatax.fitting.tokens import open_tokenizer, same_vocabulary
+
+    local = isinstance(named, str) and Path(named).is_dir() and not is_folder(named)
+    checkpoint = open_checkpoint(f"./{named}" if local else named)
+    own = open_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    for target in targets:
+        theirs = open_tokenizer(target.described, trust_remote_code=trust_remote_code)
+        same_vocabulary(own, theirs, (checkpoint.ref, target.described.ref))
+    loaded: list[Any] = []
+
+    def get() -> Any:
+        if not loaded:
+            loaded.append(_load(checkpoint, device, trust_remote_code))
+        return loaded[0]
+
+    return get
+
+
+def _tasks(
+    targets: list[_Target], declared: list[Declared], sft: Callable[[], Any] | None, options: dict[str, Any]
+) -> Iterator[list[Task]]:
+    """Of every model; models with the same tokenizer share them."""
+    from amatax.evaluation.tasks import open_tasks
+    from amatax.fitting.tokens import open_tokenizer
+    from amatax.planning.siblings import tokenizer_differences
+
+    opened: list[tuple[_Target, int | None, list[Task]]] = []
+    for target in targets:
+        room = _room(target.described)
+        for other, their_room, known in opened:
+            if room == their_room and not tokenizer_differences(other.described, target.described):
+                tasks = known
+                break
+        else:
+            tokenizer = open_tokenizer(target.described, trust_remote_code=options["trust_remote_code"])
+            tasks = open_tasks(declared, tokenizer=tokenizer, sft=sft, room=room, **options)
+            opened.append((target, room, tasks))
+        yield tasks
+
+
+def _room(checkpoint: Checkpoint) -> int | None:
+    """How many tokens the model takes, if its config says."""
+    parts = [checkpoint.config, *(checkpoint.config.get(key) for key in TEXT_CONFIGS)]
+    found = [part.get(key) for part in parts if isinstance(part, dict) for key in ROOM]
+    return next((room for room in found if isinstance(room, int) and room > 0), None)
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "name the file to write: -o results.jsonl")
+    if not path.resolve().parent.is_dir():
+        raise OutputError(f"{path.resolve().parent}: no such folder", "make it first, or name another place with -o")
+
+
+def _write(results: Results, path: Path) -> None:
+    """A line for every sample of every measure at every point, all or none."""
+    partial = path.with_name(path.name + ".unfinished.tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for point in results.points:
+                for name, measured in point.measured.items():
+                    responses = measured.responses or [None] * len(measured.samples)
+                    for sample, sums, response in zip(measured.samples, measured.sums, responses, strict=True):
+                        line = {"point": point.name, "measure": name, "sample": sample, "sums": sums.tolist()}
+                        line |= {} if response is None else {"response": response}
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}", "choose another place with -o") from error
+    finally:
+        partial.unlink(missing_ok=True)
