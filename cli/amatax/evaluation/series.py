@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from amatax.evaluation.results import Measure, Point
+from amatax.evaluation.results import Measure, Point, Results
+from amatax.evaluation.statistics import standard_error
 
 UNORDERED = ("grid", "surrogate", "recipe", "model", "base", "sft", "rlhf")  # no line leads from one to the next
 STEM = {"nll": "NLL", "kl": "KL", "bleu": "BLEU", "f1": "F1"}
@@ -39,16 +42,24 @@ def label(measure: Measure) -> str:
     return f"{name}{way}"
 
 
-def number(value: float, spread: float) -> str:
-    """With as many digits as its spread (a standard error) can tell, and one more."""
-    if value != value:
-        return "–"
-    if not spread > 0:
-        return f"{value:.3g}" if abs(value) >= 1000 else f"{value:.3f}"
-    digits = 0
-    while spread * 10**digits < 1 and digits < 6:
-        digits += 1
-    return f"{value:.{min(digits + 1, 6) if digits else 1}f}"
+def digits_for(spread: float) -> int:
+    """Decimals that a number of this spread (a standard error) can tell, and one more."""
+    if not 0 < spread < math.inf:
+        return 3
+    return min(max(1 - math.floor(math.log10(spread)), 0), 6)
+
+
+def number(value: float, digits: int) -> str:
+    """With that many decimals; a dash for what is not defined."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def digits_of(results: Results, name: str) -> int:
+    """Decimals of a measure, the same at every point: by the median of its standard errors."""
+    measure = results.measures[name]
+    errors = [standard_error(measure, point.measured[name]) for point in results.points if name in point.measured]
+    known = [error for error in errors if error > 0]
+    return digits_for(statistics.median_low(known)) if known else 3
 
 
 def ratios_in_words(ratios: Mapping[str, float]) -> str:
