@@ -97,8 +97,13 @@ def pareto(values: NDArray[np.float64]) -> list[int]:
         values: (points, measures), more is better; a point with NaN is on no front.
     """
     known = [i for i, one in enumerate(values) if np.isfinite(one).all()]
-    others = values[known]
-    return [i for i in known if not np.any(np.all(others >= values[i], axis=1) & np.any(others > values[i], axis=1))]
+    known.sort(key=lambda i: tuple((-values[i]).tolist()))  # what beats a point comes before it
+    best: list[int] = []
+    for i in known:
+        others = values[best]
+        if not np.any(np.all(others >= values[i], axis=1) & np.any(others > values[i], axis=1)):
+            best.append(i)
+    return sorted(best)
 
 
 def front(results: Results, names: Sequence[str], kinds: Collection[str] = ()) -> list[Point]:

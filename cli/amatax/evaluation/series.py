@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from amatax.evaluation.results import Measure, Point, Results
-from amatax.evaluation.statistics import standard_error
+from amatax.evaluation.statistics import standard_error, value_of
 
 UNORDERED = ("grid", "surrogate", "recipe", "model", "base", "sft", "rlhf")  # no line leads from one to the next
+ROUNDING = 1e-9  # an error that is no larger, of the value, is that of the arithmetic: all samples are alike
 STEM = {"nll": "NLL", "kl": "KL", "bleu": "BLEU", "f1": "F1"}
 
 
@@ -56,9 +57,12 @@ def number(value: float, digits: int) -> str:
 
 def digits_of(results: Results, name: str) -> int:
     """Decimals of a measure, the same at every point: by the median of its standard errors."""
-    measure = results.measures[name]
-    errors = [standard_error(measure, point.measured[name]) for point in results.points if name in point.measured]
-    known = [error for error in errors if error > 0]
+    measure, known = results.measures[name], []
+    for point in results.points:
+        if (measured := point.measured.get(name)) is not None:
+            error = standard_error(measure, measured)
+            if error > ROUNDING * abs(value_of(measure, measured)):
+                known.append(error)
     return digits_for(statistics.median_low(known)) if known else 3
 
 
