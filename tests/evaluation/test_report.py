@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from amatax.errors import DataError
@@ -179,6 +180,25 @@ def test_better_is_up_and_to_the_right() -> None:
     assert axes.yaxis.get_inverted()
     assert not axes.xaxis.get_inverted()
     assert axes.get_ylabel() == "KL, less is better"
+
+
+def test_a_predicted_front_is_dashed() -> None:
+    from matplotlib.figure import Figure
+
+    from amatax.evaluation.picture import draw_pair
+
+    axes = Figure().subplots()
+    foretold = np.array([[0.2, 0.9], [0.7, 0.8]])
+    draw_pair(
+        axes,
+        table((REWARD, ABILITIES), {k: v[:2] for k, v in ROWS.items()}),
+        "reward",
+        "abilities",
+        "",
+        {("reward", "abilities"): foretold},
+    )
+    (line,) = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert line.get_xydata().tolist() == foretold.tolist()
 
 
 def test_without_a_gain_and_a_tax_there_is_no_picture(tmp_path: Path) -> None:

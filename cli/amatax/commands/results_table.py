@@ -43,7 +43,7 @@ def result_rows(results: Results, chosen: str = "") -> list[list[str]]:
     digits = {name: digits_of(results, name) for name in results.measures}
     for point in results.points:
         mark = ">" if point.name == chosen else "*" if point.name in best else ""
-        row = [mark, point.name, "" if point.alpha is None else f"{point.alpha:g}"]
+        row = [mark, point.name, "" if point.alpha is None else f"{point.alpha:.4g}"]
         for name, measure in results.measures.items():
             if (measured := point.measured.get(name)) is None:
                 row.append("")

@@ -27,7 +27,7 @@ def points_table(results: Results, chosen: Point | None) -> str:
     digits = {name: digits_of(results, name) for name in results.measures}
     rows = []
     for point in results.points:
-        alpha = "" if point.alpha is None else f"{point.alpha:g}"
+        alpha = "" if point.alpha is None else f"{point.alpha:.4g}"
         cells = [
             f"<th>{_key(results, point)}{escape(point.name)}{' ●' if point.name in best else ''}</th>",
             f'<td class=number data-value="{"" if point.alpha is None else repr(point.alpha)}">{alpha}</td>',
@@ -49,7 +49,7 @@ def comparison_table(results: Results, choice: Choice) -> str:
     """The chosen merge minus the others."""
     rows = []
     for row in choice.comparisons:
-        digits = digits_for((row.apart.high - row.apart.low) / 4)
+        digits = digits_for((row.apart.high - row.apart.low) / 4, row.apart.value)
         value, low, high = (_signed(number(n, digits)) for n in row.apart)
         mark = f" class={row.verdict}" if row.verdict in BETTER else ""
         kind = next(p.kind for p in results.points if p.name == row.other)

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from amatax.errors import DataError, MissingExtraError
 from amatax.evaluation.files import write_whole
 from amatax.evaluation.fronts import front, pairs
@@ -24,11 +27,15 @@ SALT = "amatax"  # ids in an SVG are hashes; without one they would be drawn by 
 WIDTH, HEIGHT = 4.2, 3.6  # inches of one pair: on a phone its text is as large as it is here
 
 
-def draw_fronts(results: Results, folder: Path, chosen: str = "") -> list[Path]:
+Predicted = Mapping[tuple[str, str], NDArray[np.float64]]  # (gain, tax) -> values (points, 2) of a surrogate's front
+
+
+def draw_fronts(results: Results, folder: Path, chosen: str = "", predicted: Predicted | None = None) -> list[Path]:
     """Write front.png and front.svg: every pair of a gain and a tax. Same results, same bytes.
 
     Args:
         chosen: the point that is labelled as the chosen one.
+        predicted: fronts that a surrogate foretells, dashed.
 
     Returns:
         The files.
@@ -46,18 +53,18 @@ def draw_fronts(results: Results, folder: Path, chosen: str = "") -> list[Path]:
         axes = figure.subplots(rows, columns, squeeze=False)
         for i, place in enumerate(axes.flat):
             if i < len(shown):
-                draw_pair(place, results, *shown[i], chosen)
+                draw_pair(place, results, *shown[i], chosen, predicted)
             else:
                 place.set_axis_off()
         files.append(write_whole(folder / f"front.{kind}", _bytes(figure, kind, "path")))
     return files
 
 
-def front_svg(results: Results, gain: str, tax: str, chosen: str = "") -> str:
+def front_svg(results: Results, gain: str, tax: str, chosen: str = "", predicted: Predicted | None = None) -> str:
     """One pair as an SVG element with live text, transparent, its points named `point-N` by their place in the table."""
     figure = _figure(WIDTH, HEIGHT)
     axes = figure.subplots()
-    draw_pair(axes, results, gain, tax, chosen)
+    draw_pair(axes, results, gain, tax, chosen, predicted)
     for patch in (figure.patch, axes.patch):
         patch.set_visible(False)
     text = _bytes(figure, "svg", "none").decode()
@@ -89,7 +96,9 @@ def looks(results: Results) -> dict[str, tuple[str, str]]:
     return {name: found.get(name, LOOSE) for name in in_series(results.points)}
 
 
-def draw_pair(axes: Any, results: Results, gain: str, tax: str, chosen: str) -> None:
+def draw_pair(
+    axes: Any, results: Results, gain: str, tax: str, chosen: str, predicted: Predicted | None = None
+) -> None:
     """One gain against one tax; the better corner is always at the top right."""
     measures = [results.measures[gain], results.measures[tax]]
     points = [point for point in results.points if {gain, tax} <= point.measured.keys()]
@@ -128,6 +137,8 @@ def draw_pair(axes: Any, results: Results, gain: str, tax: str, chosen: str) -> 
         *_columns(rings), linestyle="none", marker="o", markersize=10, fillstyle="none", color=INK, markeredgewidth=0.8,
         label="on the front",
     )  # fmt: skip
+    if (foretold := (predicted or {}).get((gain, tax))) is not None:
+        axes.plot(foretold[:, 0], foretold[:, 1], color=LOOSE[0], linestyle="--", linewidth=1, label="predicted front")
     if chosen in place:
         x0, y0 = place[chosen][:2]
         axes.plot(x0, y0, linestyle="none", marker="o", markersize=15, fillstyle="none", color=INK, markeredgewidth=1.8)

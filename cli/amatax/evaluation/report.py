@@ -25,7 +25,7 @@ from amatax.evaluation.page import (
     ratio_bars,
     text_list,
 )
-from amatax.evaluation.picture import INK, LOOKS, LOOSE, front_svg
+from amatax.evaluation.picture import INK, LOOKS, LOOSE, Predicted, front_svg
 from amatax.evaluation.results import Point, Results
 from amatax.evaluation.series import STEM, digits_of, number, ratios_in_words
 from amatax.evaluation.statistics import standard_error, value_of
@@ -43,6 +43,7 @@ def write_report(
     about: Mapping[str, str] | None = None,
     prompts: Prompts | None = None,
     notes: Sequence[str] = (),
+    predicted: Predicted | None = None,
 ) -> Path:
     """Write the page; same results, same bytes.
 
@@ -53,12 +54,13 @@ def write_report(
         about: what was run on what: versions, checksums, the command.
         prompts: of the samples whose responses are shown.
         notes: what else a careful reader wants to know, such as how well a surrogate predicted.
+        predicted: the fronts that a surrogate foretells, by (gain, tax).
 
     Raises:
         MissingExtraError: without matplotlib.
         OutputError: if it cannot be written.
     """
-    page = _page(results, choice, title, about or {}, prompts or {}, notes)
+    page = _page(results, choice, title, about or {}, prompts or {}, notes, predicted)
     return write_whole(path, page.encode(errors="replace"))
 
 
@@ -69,6 +71,7 @@ def _page(
     about: Mapping[str, str],
     prompts: Prompts,
     notes: Sequence[str],
+    predicted: Predicted | None,
 ) -> str:
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -78,7 +81,7 @@ def _page(
     body = [
         f"<h1>{escape(name)}</h1>",
         *([_verdict(results, choice)] if choice is not None else []),
-        *_fronts(results, chosen),
+        *_fronts(results, chosen, predicted),
         "<h2>Every point</h2>",
         "<p class=soft>Each measure with its standard error (jackknife over samples, all of the data). "
         "● is on the front of a gain and a tax.</p>",
@@ -122,13 +125,14 @@ def _verdict(results: Results, choice: Choice) -> str:
     )
 
 
-def _fronts(results: Results, chosen: Point | None) -> list[str]:
+def _fronts(results: Results, chosen: Point | None, predicted: Predicted | None) -> list[str]:
     shown = pairs(results)
     if not shown:
         return ["<p>No measure is better after RLHF while another is worse: there is no front to draw.</p>"]
     figures = []
     for i, (gain, tax) in enumerate(shown):
-        svg = _inlined(front_svg(results, gain, tax, chosen.name if chosen else ""), results, (gain, tax), i)
+        drawn = front_svg(results, gain, tax, chosen.name if chosen else "", predicted)
+        svg = _inlined(drawn, results, (gain, tax), i)
         caption = f"{STEM.get(tax, tax)} against {STEM.get(gain, gain)}; bars are 95 % intervals. Point at a mark for its numbers."
         figures.append(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
     return [

@@ -43,9 +43,9 @@ def label(measure: Measure) -> str:
     return f"{name}{way}"
 
 
-def digits_for(spread: float) -> int:
-    """Decimals that a number of this spread (a standard error) can tell, and one more."""
-    if not 0 < spread < math.inf:
+def digits_for(spread: float, value: float = 0.0) -> int:
+    """Decimals that a number of this spread (a standard error) can tell, and one more; three if all samples are alike."""
+    if not ROUNDING * abs(value) < spread < math.inf:
         return 3
     return min(max(1 - math.floor(math.log10(spread)), 0), 6)
 

@@ -127,7 +127,7 @@ def area_rows(results: Results, seed: int = 0) -> list[AreaRow]:
 
 def area_in_words(row: AreaRow) -> str:
     """One sentence."""
-    alphas = listed([f"{alpha:g}" for alpha in row.alphas])
+    alphas = listed([f"{alpha:.4g}" for alpha in row.alphas])
     theirs = {"better": "larger than", "worse": "smaller than", "indistinguishable": "indistinguishable from"}[
         row.verdict
     ]
