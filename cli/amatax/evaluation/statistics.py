@@ -16,9 +16,7 @@ from amatax.errors import DataError
 from amatax.evaluation.results import Half, Measure, Measured, half_of
 from amatax.fitting.bootstrap import FEWEST, Interval, percentile_interval, resampled_sums
 
-FEWEST_APART = (
-    6  # samples that differ: fewer all fall on one side by luck more often than once in twenty (2 / 2^5 = 6 %)
-)
+FEWEST_APART = 6  # samples that differ: five all fall on one side by luck once in sixteen times (2 / 2^5)
 AT_ONCE = 2**22  # numbers of one pass of the jackknife
 
 
