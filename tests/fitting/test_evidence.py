@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from amatax.fitting.evidence import Interval, paired_bootstrap, verdict
+from amatax.fitting.bootstrap import Interval
+from amatax.fitting.evidence import paired_bootstrap, verdict
 from amatax.fitting.intervals import NORMAL
 from amatax.fitting.likelihood import Measured
 

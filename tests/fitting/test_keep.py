@@ -10,7 +10,7 @@ import torch
 
 from amatax import api
 from amatax.commands.fit_ratios import trace_lines
-from amatax.fitting.evidence import Interval
+from amatax.fitting.bootstrap import Interval
 from amatax.fitting.fit import fit
 from amatax.fitting.job import Fitted
 from amatax.fitting.likelihood import Measured, measure

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from amatax.fitting.bootstrap import FEWEST, Interval, percentile_interval, resampled_sums
 from amatax.fitting.likelihood import Measured
-
-DRAWS = 4000
-AT_ONCE = 100  # draws
-LEVEL = 0.95
-FEWEST = 10  # prompts; a bootstrap of fewer is surer than it should be
-
-
-class Interval(NamedTuple):
-    """A number with its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def paired_bootstrap(one: Measured, other: Measured, prompts: Sequence[str], seed: int) -> Interval:
@@ -34,13 +21,8 @@ def paired_bootstrap(one: Measured, other: Measured, prompts: Sequence[str], see
     group = prompt_groups(prompts)
     difference = np.bincount(group, (one.sums - other.sums).numpy())
     tokens = np.bincount(group, one.tokens.numpy())
-    count, random = len(tokens), np.random.default_rng(seed)
-    draws = np.empty(DRAWS)
-    for begin in range(0, DRAWS, AT_ONCE):  # drawn all at once they would be gigabytes
-        drawn = random.multinomial(count, np.full(count, 1 / count), size=AT_ONCE)
-        draws[begin : begin + AT_ONCE] = (drawn @ difference) / (drawn @ tokens)
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(difference.sum() / tokens.sum()), float(low), float(high))
+    draws = resampled_sums(np.stack([difference, tokens], axis=1), seed)
+    return percentile_interval(difference.sum() / tokens.sum(), draws[:, 0] / draws[:, 1])
 
 
 def verdict(interval: Interval, prompts: int) -> str:

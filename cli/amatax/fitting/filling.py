@@ -13,11 +13,18 @@ from amatax.errors import RecipeError
 from amatax.recipes.loading import dump_recipe, parse_recipe
 from amatax.recipes.schema import Block, Ratios, Recipe, is_folder
 
+OUTSIDE = ("head", "embeddings", "norms", "other")
 Edit = tuple[int, int, str]  # (first character, last + 1, what stands there instead)
 
 
 def fill_in(
-    text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], source: Path | None, target: Path
+    text: str,
+    recipe: Recipe,
+    ratios: Ratios,
+    record: dict[str, Any],
+    source: Path | None,
+    target: Path,
+    key: str = "fit",
 ) -> str:
     """The recipe's text with `merge.ratios` set and `record.fit` added.
 
@@ -28,12 +35,13 @@ def fill_in(
         record: how.
         source: the file the text stands in.
         target: the file it will stand in; model folders and data files are made relative to that.
+        key: of the record: `fit`, or `sweep`.
 
     Returns:
         Text that parses to the recipe with these ratios.
     """
     wanted = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"ratios": ratios})})
-    filled = _edit(text, recipe, ratios, record, source, target) if text else ""
+    filled = _edit(text, recipe, ratios, {key: record}, source, target) if text else ""
     if filled:
         try:
             parsed = parse_recipe(filled, str(target), target.resolve().parent)
@@ -50,7 +58,7 @@ def fill_in(
     if fit is not None and source is not None:
         paths = {k: v for k in ("data", "prompts", "holdout") if isinstance(v := getattr(fit, k), str)}
         fit = fit.model_copy(update={k: str((source.resolve().parent / v).resolve()) for k, v in paths.items()})
-    return dump_recipe(wanted.model_copy(update={"record": {**recipe.record, "fit": record}, "fit": fit}))
+    return dump_recipe(wanted.model_copy(update={"record": {**recipe.record, key: record}, "fit": fit}))
 
 
 def _edit(text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], source: Path | None, target: Path) -> str:
@@ -71,17 +79,17 @@ def _edit(text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], sou
             in_place = _item_by_item(found, ratios) if found and key == "blocks" else []
             edits += in_place or [_replace(found, value) if found else _insert_first(written[1], f"{key}: {value}")]
     else:
-        in_place = _item_by_item(written, ratios) if isinstance(ratios.head, str) else []
+        in_place = _item_by_item(written, ratios) if not _long(ratios).startswith("{") else []
         edits += in_place or [_replace(written, _long(ratios))]
     if source is not None and source.resolve().parent != target.resolve().parent:
         edits += _moved_paths(root, source, target)
     if (old := _value(root, "record")) is not None:
-        flow = yaml.safe_dump({**recipe.record, "fit": record}, default_flow_style=True, sort_keys=False, width=10**6)
+        flow = yaml.safe_dump({**recipe.record, **record}, default_flow_style=True, sort_keys=False, width=10**6)
         edits.append(_replace(old, flow.strip()))
     for begin, end, new in sorted(set(edits), reverse=True):
         text = text[:begin] + new + text[end:]
     if old is None:
-        lines = yaml.safe_dump({"record": {"fit": record}}, sort_keys=False, width=120, allow_unicode=True)
+        lines = yaml.safe_dump({"record": record}, sort_keys=False, width=120, allow_unicode=True)
         text = f"{text.rstrip()}\n\n{lines}"
     return text
 
@@ -150,11 +158,9 @@ def _moved_paths(root: yaml.MappingNode, source: Path, target: Path) -> list[Edi
 
 
 def _changed(before: Ratios | None, after: Ratios) -> dict[str, str]:
-    """The keys of a long form that a fit sets, as YAML."""
-    changed = {"blocks": _blocks(after)}
-    if before is None or before.head != after.head:
-        changed["head"] = after.head if isinstance(after.head, str) else _number(after.head)
-    return changed
+    """The blocks, and the keys of a long form that are others than before, as YAML."""
+    changed = {key: _kind(getattr(after, key)) for key in OUTSIDE if getattr(before, key, None) != getattr(after, key)}
+    return {"blocks": _blocks(after), **changed}
 
 
 def _blocks(ratios: Ratios) -> str:
@@ -174,7 +180,12 @@ def _number(value: float) -> str:
     return repr(value) if "e" not in repr(value) else f"{value:.12f}"
 
 
+def _kind(value: float | str) -> str:
+    return value if isinstance(value, str) else _number(value)
+
+
 def _long(ratios: Ratios) -> str:
-    """A bare list, unless a free head has to be said."""
-    head = ratios.head
-    return _blocks(ratios) if isinstance(head, str) else f"{{blocks: {_blocks(ratios)}, head: {_number(head)}}}"
+    """A bare list, unless more has to be said, such as a free head."""
+    default = Ratios(blocks=ratios.blocks)
+    said = [f"{key}: {_kind(getattr(ratios, key))}" for key in OUTSIDE if getattr(ratios, key) != getattr(default, key)]
+    return f"{{{', '.join([f'blocks: {_blocks(ratios)}', *said])}}}" if said else _blocks(ratios)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from amatax.fitting.evidence import Interval, paired_bootstrap, verdict
+from amatax.fitting.bootstrap import Interval
+from amatax.fitting.evidence import paired_bootstrap, verdict
 from amatax.fitting.intervals import ratio_intervals
 from amatax.fitting.merged_model import MergedModel
 from amatax.fitting.optimum import Optimum, feasible, minimise

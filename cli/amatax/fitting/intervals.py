@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from amatax.fitting.evidence import FEWEST, Interval, prompt_groups
+from amatax.fitting.bootstrap import FEWEST, Interval
+from amatax.fitting.evidence import prompt_groups
 from amatax.fitting.likelihood import Measured
 from amatax.fitting.optimum import AT_BOUND
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from amatax.fitting.evidence import Interval
+from amatax.fitting.bootstrap import Interval
 from amatax.fitting.optimum import Optimum
 from amatax.recipes.schema import Ratios
 
