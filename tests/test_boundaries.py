@@ -20,6 +20,7 @@ FITTING = EVERYWHERE | {
     "streaming",
     "fitting",
 }  # Recipe -> Recipe: it writes no model
+EVALUATION = FITTING | {"evaluation"}  # merged in memory: it writes no model, either
 
 
 def imported_stages(path: Path) -> set[str]:
@@ -47,6 +48,11 @@ def test_fitting_writes_no_model() -> None:
         assert imported_stages(path) <= FITTING, path
 
 
+def test_evaluation_writes_no_model() -> None:
+    for path in (PACKAGE / "evaluation").rglob("*.py"):
+        assert imported_stages(path) <= EVALUATION, path
+
+
 def test_only_the_api_sees_every_stage() -> None:
     for path in (PACKAGE / "methods").rglob("*.py"):
         assert imported_stages(path) <= {"methods"}, path
@@ -56,7 +62,7 @@ def test_only_the_api_sees_every_stage() -> None:
 
 def test_every_folder_is_known() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert folders == {*STAGES, "fitting", "methods", "commands", "api"}
+    assert folders == {*STAGES, "fitting", "evaluation", "methods", "commands", "api"}
 
 
 @pytest.mark.parametrize(
