@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amatax.api.common import Watcher
+from amatax.api.evaluating import preview_sweep, sweep
 from amatax.api.fitting import distill, fit_ratios
 from amatax.api.importing import import_mergekit
 from amatax.api.looking import Inspection, difference, inspect
@@ -24,6 +25,8 @@ __all__ = [
     "load_recipe",
     "merge",
     "plan",
+    "preview_sweep",
     "push",
+    "sweep",
     "verify",
 ]

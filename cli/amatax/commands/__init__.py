@@ -11,11 +11,24 @@ import typer
 from typer.core import TyperGroup
 
 from amatax import __version__
-from amatax.commands import check, distill, fit_ratios, import_, inspect, merge, methods, push, recipes, schema, verify
+from amatax.commands import (
+    check,
+    distill,
+    fit_ratios,
+    import_,
+    inspect,
+    merge,
+    methods,
+    push,
+    recipes,
+    schema,
+    sweep,
+    verify,
+)
 from amatax.errors import AmataxError, FaultsError
 
 USER_FAULT, OUR_FAULT, INTERRUPTED = 2, 1, 130
-CONTINUED = ("merge", "distill", "fit-ratios", "push")  # commands that go on where they stopped
+CONTINUED = ("merge", "distill", "fit-ratios", "sweep", "push")  # commands that go on where they stopped
 
 
 class _Group(TyperGroup):
@@ -91,5 +104,5 @@ def _main(
     pass
 
 
-for command in (merge, distill, fit_ratios, push, inspect, verify, check, import_, recipes, schema, methods):
+for command in (merge, distill, fit_ratios, sweep, push, inspect, verify, check, import_, recipes, schema, methods):
     app.command(name=command.__name__.rpartition(".")[2].strip("_").replace("_", "-"))(command.run)
