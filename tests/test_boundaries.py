@@ -71,6 +71,7 @@ def test_every_folder_is_known() -> None:
         (["--help"], {"torch", "transformers", "numpy", "pydantic", "huggingface_hub"}),
         (["merge", "--help"], {"torch", "transformers"}),
         (["distill", "--help"], {"torch", "transformers"}),
+        (["sweep", "--help"], {"torch", "transformers", "numpy"}),
         (["check", "RECIPE"], {"torch", "transformers", "huggingface_hub"}),
         (["merge", "RECIPE", "out", "--dry-run"], {"torch", "transformers", "huggingface_hub"}),
         (["inspect", "sft"], {"torch", "transformers"}),

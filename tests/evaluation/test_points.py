@@ -100,9 +100,11 @@ def test_fits_are_named_by_their_blocks() -> None:
     assert list(found)[2:] == ["fitted-3 0.5", "fitted-6 0.5", "tax-aware-3 0.5", "tax-aware-6 0.5"]
     assert found["tax-aware-6 0.5"].fitting == (6, 0.5, True)
     assert found["fitted-3 0.5"].alpha == 0.5
-    assert list(points(recipe(), "0.5", "fitted"))[2:] == ["fitted 0.5"]
+    assert list(points(recipe(), "0.5", "fitted"))[2:] == ["fitted-3 0.5"]
+    own = points(recipe(ratios=[0.1, 0.2]), "0.5", "fitted")["fitted-2 0.5"]
+    assert own.fitting == (None, 0.5, False)  # of the recipe's own blocks, whose layers may be written out
     several = points(recipe(), "0:1:0.5", "uniform,fitted", fit_alphas=numbers("0.2,0.4", ""))
-    assert list(several)[5:] == ["fitted 0.2", "fitted 0.4"]
+    assert list(several)[5:] == ["fitted-3 0.2", "fitted-3 0.4"]
 
 
 def test_a_grid_is_every_combination() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from itertools import product
 from typing import NamedTuple
 
 from amatax.errors import AmataxError
+from amatax.fitting.options import DEFAULT_BLOCKS
 from amatax.planning.ratios import mean_ratio
 from amatax.recipes.schema import Block, Merge, Ratios, Recipe
 
@@ -89,7 +90,7 @@ def wanted_points(
             hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(WAYS)}"
             raise AmataxError(f"--with {way}: no such way to merge", hint)
     _check_ratios(recipe, (*alphas, *grid))
-    counts: Sequence[int | None] = list(dict.fromkeys(blocks)) or [None]
+    counts: dict[int, int | None] = {count: count for count in blocks} or {_usual_blocks(recipe): None}
     means = [a for a in (fit_alphas or alphas) if 0 < a < 1]  # at 0 and 1 there is one merge only: the uniform one
     if fit_alphas and len(means) < len(fit_alphas):
         raise AmataxError("--fit-alpha is a mean between 0 and 1", "at 0 and 1 every ratio is the same")
@@ -107,10 +108,10 @@ def wanted_points(
         else:
             if not means:
                 raise AmataxError(f"--with {way}: no alpha between 0 and 1", "name some with --alpha or --fit-alpha")
-            for count in counts:
-                kind = way if count is None else f"{way}-{count}"
+            for count, asked in counts.items():
+                kind = f"{way}-{count}"
                 points += [
-                    Wanted(f"{kind} {_said(a)}", kind, None, Fitting(count, float(a), way == "tax-aware"))
+                    Wanted(f"{kind} {_said(a)}", kind, None, Fitting(asked, float(a), way == "tax-aware"))
                     for a in means
                 ]
     if grid:
@@ -194,17 +195,24 @@ def _part(recipe: Recipe, which: int, alpha: Decimal) -> Wanted:
     return Wanted(f"{kind} {_said(alpha)}", kind, with_ratios(recipe, ratios))
 
 
-def _grid(recipe: Recipe, counts: Sequence[int | None], values: Sequence[Decimal]) -> Iterator[Wanted]:
-    own = recipe.merge.resolved_ratios()
-    for count in counts:
-        size = count or (len(own.blocks) if own is not None and len(own.blocks) > 1 else 3)
+def _grid(recipe: Recipe, counts: Iterable[int], values: Sequence[Decimal]) -> Iterator[Wanted]:
+    for size in counts:
         if len(values) ** size > MOST:
+            count = len(values) ** size
             raise AmataxError(
-                f"--grid: {len(values)} ratios in {size} blocks are {len(values) ** size} points", "take fewer"
+                f"--grid: {len(values)} ratios in {size} blocks are {count} points", "take fewer of either"
             )
         for some in product(values, repeat=size):
             name = f"grid {','.join(_said(value) for value in some)}"
             yield Wanted(name, "grid", _with_blocks(recipe, some))
+
+
+def _usual_blocks(recipe: Recipe) -> int:
+    """How many blocks a fit has that is not told: the recipe's `fit.blocks`, else those of its ratios, else 3."""
+    own = recipe.merge.resolved_ratios()
+    if recipe.fit is not None and "blocks" in recipe.fit.model_fields_set:
+        return recipe.fit.blocks
+    return DEFAULT_BLOCKS if own is None or len(own.blocks) == 1 else len(own.blocks)
 
 
 def _check_ratios(recipe: Recipe, ratios: Sequence[Decimal]) -> None:
