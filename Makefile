@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
-.PHONY: quickstart test check bench bench-methods bench-fit clean
+.PHONY: quickstart test check bench bench-methods bench-fit bench-live clean
 
 quickstart: $(READY)  ## environment + merge the small model family and let the result answer a prompt
 	$(BIN)/amatax merge quickstart out/quickstart
@@ -30,6 +30,9 @@ bench-fit: $(READY)  ## the fit: its cost, the whole grid, the paper's claim (an
 	$(BIN)/python -m benchmarks.fit_cost
 	$(BIN)/python -m benchmarks.brute_force
 	$(BIN)/python -m benchmarks.claim
+
+bench-live: $(READY)  ## from merge to merge in memory, beside a memcpy
+	$(BIN)/python -m benchmarks.live
 
 # torch is pinned: a looser requirement pulls gigabytes of CUDA packages where a CPU build would do
 $(READY): pyproject.toml

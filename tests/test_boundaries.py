@@ -72,6 +72,7 @@ def test_every_folder_is_known() -> None:
         (["merge", "--help"], {"torch", "transformers"}),
         (["distill", "--help"], {"torch", "transformers"}),
         (["evaluate", "--help"], {"torch", "transformers", "numpy"}),
+        (["sweep", "--help"], {"torch", "transformers", "numpy"}),
         (["check", "RECIPE"], {"torch", "transformers", "huggingface_hub"}),
         (["merge", "RECIPE", "out", "--dry-run"], {"torch", "transformers", "huggingface_hub"}),
         (["inspect", "sft"], {"torch", "transformers"}),

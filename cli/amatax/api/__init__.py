@@ -10,6 +10,7 @@ from amatax.api.looking import AdapterInspection, Inspection, difference, inspec
 from amatax.api.merging import MergeResult, merge, verify
 from amatax.api.planning import plan
 from amatax.api.pushing import check_push, push
+from amatax.api.sweeping import preview_sweep, sweep
 from amatax.recipes.loading import load_recipe
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "load_recipe",
     "merge",
     "plan",
+    "preview_sweep",
     "push",
+    "sweep",
     "verify",
 ]

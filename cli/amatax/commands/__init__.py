@@ -23,12 +23,13 @@ from amatax.commands import (
     push,
     recipes,
     schema,
+    sweep,
     verify,
 )
 from amatax.errors import AmataxError, FaultsError
 
 USER_FAULT, OUR_FAULT, INTERRUPTED = 2, 1, 130
-CONTINUED = ("merge", "distill", "fit-ratios", "push")  # commands that go on where they stopped
+CONTINUED = ("merge", "distill", "fit-ratios", "sweep", "push")  # commands that go on where they stopped
 
 
 class _Group(TyperGroup):
@@ -104,5 +105,19 @@ def _main(
     pass
 
 
-for command in (merge, distill, fit_ratios, evaluate, push, inspect, verify, check, import_, recipes, schema, methods):
+for command in (
+    merge,
+    distill,
+    fit_ratios,
+    evaluate,
+    sweep,
+    push,
+    inspect,
+    verify,
+    check,
+    import_,
+    recipes,
+    schema,
+    methods,
+):
     app.command(name=command.__name__.rpartition(".")[2].strip("_").replace("_", "-"))(command.run)

@@ -95,7 +95,7 @@ def _same(parameter: torch.Tensor) -> torch.Tensor | Factors:
 
 def _is(parameter: torch.Tensor, entry: TensorEntry) -> bool:
     """Whether a parameter holds a disk tensor as it is."""
-    return parameter.shape == entry.shape and torch.equal(parameter.detach(), _mapped(entry).to(parameter.dtype))
+    return parameter.shape == entry.shape and torch.equal(parameter.detach(), mapped(entry).to(parameter.dtype))
 
 
 def _changed(entry: TensorEntry, files: Files) -> torch.Tensor | Factors:
@@ -110,7 +110,7 @@ def _changed(entry: TensorEntry, files: Files) -> torch.Tensor | Factors:
 
 
 def _adapted(entry: TensorEntry, files: Files) -> torch.Tensor:
-    tensor = _mapped(entry)
+    tensor = mapped(entry)
     if entry.delta is None:
         return tensor
     wide = torch.promote_types(tensor.dtype, torch.float32)
@@ -119,7 +119,7 @@ def _adapted(entry: TensorEntry, files: Files) -> torch.Tensor:
     return numbers.view(entry.shape)
 
 
-def _mapped(entry: TensorEntry) -> torch.Tensor:
+def mapped(entry: TensorEntry) -> torch.Tensor:
     """A tensor as it lies in its file."""
     end = entry.offset + entry.nbytes
     raw = torch.from_file(str(entry.path), shared=False, size=end, dtype=torch.uint8)[entry.offset :]

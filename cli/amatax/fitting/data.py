@@ -45,7 +45,7 @@ def check_data(recipe: Recipe, source: Path | None, options: FitOptions) -> None
     Raises:
         DataError: see amatax.fitting.records.read_records.
     """
-    for path, responses in _files(recipe, source, options).values():
+    for path, responses in data_files(recipe, source, options).values():
         read_records(path, responses=responses, most_bad=options.most_bad)
 
 
@@ -69,9 +69,9 @@ def fit_data(
 
     tokenizer = open_tokenizer(plan.checkpoints[recipe.output.tokenizer], trust_remote_code=options.trust_remote_code)
     found = FitData()
-    for name, (path, answered) in _files(recipe, source, options).items():
+    for name, (path, answered) in data_files(recipe, source, options).items():
         if not answered:
-            path = _answers(recipe, path, "rlhf" if name == "data" else "sft", options, target, watcher)
+            path = answers(recipe, path, "rlhf" if name == "data" else "sft", options, target, watcher)
         records, notes = read_records(path, responses=True, most_bad=options.most_bad)
         found.files[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         samples, cut = tokenize(records, tokenizer, raw=options.raw, max_length=options.tokens)
@@ -88,7 +88,7 @@ def fit_data(
     return found
 
 
-def _files(recipe: Recipe, source: Path | None, options: FitOptions) -> dict[str, tuple[Path, bool]]:
+def data_files(recipe: Recipe, source: Path | None, options: FitOptions) -> dict[str, tuple[Path, bool]]:
     """{"data": (file, whether it has the responses), "keep": ...}."""
     fit = recipe.fit
     if options.data is not None:
@@ -110,7 +110,7 @@ def _files(recipe: Recipe, source: Path | None, options: FitOptions) -> dict[str
     return found
 
 
-def _answers(recipe: Recipe, prompts: Path, role: str, options: FitOptions, target: Path, watcher: Watching) -> Path:
+def answers(recipe: Recipe, prompts: Path, role: str, options: FitOptions, target: Path, watcher: Watching) -> Path:
     """Responses of one of the models, sampled as `amatax distill` does by default; an earlier run's are taken up."""
     from amatax.fitting.distilling import DistillOptions, distil
     from amatax.fitting.ranks import wait_for_first

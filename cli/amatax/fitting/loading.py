@@ -21,6 +21,8 @@ def load_model(
     dtype: torch.dtype | str = "auto",
     reward: bool = False,
     trust_remote_code: bool = False,
+    tensors: dict[str, torch.Tensor] | None = None,
+    folder: Path | None = None,
 ) -> Any:
     """A model on the CPU, in evaluation mode.
 
@@ -28,6 +30,8 @@ def load_model(
         checkpoint: the folder, with the adapter that it carries.
         dtype: of the loaded weights; that of the checkpoint by default.
         reward: a sequence-classification model; else a causal language model.
+        tensors: by disk name; in place of the checkpoint's own.
+        folder: whose config is taken, with `tensors`; the checkpoint's by default.
 
     Raises:
         CheckpointError: if it cannot be loaded, misses weights, or is no such model.
@@ -41,14 +45,17 @@ def load_model(
     source: Any = checkpoint.folder
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     try:
-        if checkpoint.adapter is not None:
-            source, options = None, options | {"state_dict": adapted_tensors(checkpoint)}
-            model_class, options["config"] = _class_and_config(model_class, checkpoint.folder, trust_remote_code)
+        if tensors is None and checkpoint.adapter is not None:
+            tensors = adapted_tensors(checkpoint)
+        if tensors is not None:
+            described = folder or checkpoint.folder
+            source, options = None, options | {"state_dict": tensors}
+            model_class, options["config"] = _class_and_config(model_class, described, trust_remote_code)
         else:
             options["trust_remote_code"] = trust_remote_code
         model, info = model_class.from_pretrained(source, **options)
-        if checkpoint.adapter is not None and (checkpoint.folder / "generation_config.json").exists():
-            model.generation_config = transformers.GenerationConfig.from_pretrained(checkpoint.folder)
+        if tensors is not None and (described / "generation_config.json").exists():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(described)
     except Exception as error:
         if out_of_memory(error):
             raise

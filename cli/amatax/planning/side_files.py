@@ -1,10 +1,12 @@
-"""Which files are copied beside the tensors: generation config, tokenizer, chat template, processors, custom code, licence."""
+"""Which files are copied beside the tensors (generation config, tokenizer, chat template, processors, custom code, licence), and
+the config with what the weights change in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from amatax.checkpoints.checkpoint import Checkpoint
+from amatax.checkpoints.checkpoint import TEXT_CONFIGS, Checkpoint
 from amatax.checkpoints.folder import inside
 from amatax.checkpoints.header import FETCH
 from amatax.checkpoints.side_names import MODEL_FILES, TOKENIZER_FILES
@@ -40,3 +42,16 @@ def side_files(recipe: Recipe, checkpoints: dict[str, Checkpoint]) -> tuple[dict
             except OSError as error:
                 faults.append(Fault(f"{checkpoint.folder / name}: {error.strerror}", hint="check its permissions"))
     return dict(sorted(files.items())), faults
+
+
+def changed_config(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The config with each change made wherever its key stands: at the top (dtype also as torch_dtype), and in sub-configs."""
+    result = dict(config)
+    for key, value in changes.items():
+        names = ("dtype", "torch_dtype") if key == "dtype" else (key,)
+        found = [name for name in names if name in result] or [key]
+        result |= dict.fromkeys(found, value)
+        for part in TEXT_CONFIGS if key == "tie_word_embeddings" else list(result):
+            if isinstance(result.get(part), dict):
+                result[part] = {k: value if k in names else v for k, v in result[part].items()}
+    return result

@@ -85,9 +85,12 @@ class Worker:
         self._allocate()
 
     def _allocate(self) -> None:
-        depth = 2 if self.stream else 1  # on a GPU the next chunk is read while this one is copied and merged
-        self.slots = [_Slot(self.roles, self.elements, pinned=bool(self.stream)) for _ in range(depth)]
+        self.slots = self._make_slots()
         self.numbers = {role: Numbers(self.block * 8, self.device) for role in self.roles}
+
+    def _make_slots(self) -> list[Slot]:
+        depth = 2 if self.stream else 1  # on a GPU the next chunk is read while this one is copied and merged
+        return [Slot(self.roles, self.elements, pinned=bool(self.stream)) for _ in range(depth)]
 
     def run(self, tensor: PlannedTensor) -> TensorResult:
         """Stream one tensor to the sink; again, in smaller chunks, if the device runs out of memory.
@@ -140,14 +143,14 @@ class Worker:
                 if entry.delta is not None
             }
 
-    def _parts(self, tensor: PlannedTensor) -> Iterator[_Part]:
+    def _parts(self, tensor: PlannedTensor) -> Iterator[Part]:
         """A tensor as one part; or its rows that all models have, and those that are averaged because base lacks them."""
         count = math.prod(tensor.shape)
         common = count if tensor.averaged_from is None else tensor.averaged_from
-        yield _Part(tensor, self.method, range(common))
+        yield Part(tensor, self.method, range(common))
         if common < count:
             two = {role: entry for role, entry in tensor.sources.items() if role != "base"}
-            yield _Part(tensor._replace(sources=two), bind("average", {}), range(common, count))
+            yield Part(tensor._replace(sources=two), bind("average", {}), range(common, count))
 
     def _chunks(self, elements: range) -> Iterator[tuple[int, int]]:
         """(first element, elements) of every chunk; none for an empty tensor."""
@@ -160,7 +163,7 @@ class Worker:
         """The model whose numbers the kernel may write over."""
         return self.roles[-1] if self.roles[-1] in values else list(values)[-1]
 
-    def _kernel(self, part: _Part, values: Tensors, out: torch.Tensor | None, first: int, stats: Any) -> torch.Tensor:
+    def _kernel(self, part: Part, values: Tensors, out: torch.Tensor | None, first: int, stats: Any) -> torch.Tensor:
         """The method's function on numbers of which the first one is element `first` of the tensor."""
         given: dict[str, Any] = {"stats": stats} if part.method.prepare else {}
         if part.method.wants_chunk:
@@ -168,7 +171,7 @@ class Worker:
         merged: torch.Tensor = part.method.kernel(values, part.tensor.ratio, out, **given)
         return merged
 
-    def _prepared(self, part: _Part, sources: list[_Source]) -> Any:
+    def _prepared(self, part: Part, sources: list[Source]) -> Any:
         """What the method finds out about the whole tensor, from its numbers in the dtype it is merged in, block by block."""
         tensor, prepare = part.tensor, part.method.prepare
         if prepare is None or tensor.copy_of is not None or not part.elements:
@@ -179,13 +182,7 @@ class Worker:
             for first, n in self._chunks(part.elements[start:]):
                 if self.stream:
                     self.stream.synchronize()  # the last chunk may still be on its way from this memory
-                for source in sources:
-                    self.files.read(
-                        source.path,
-                        slot.raw[source.role].view[: n * source.width],
-                        source.offset + first * source.width,
-                    )
-                raw = {source.role: slot.raw[source.role].numbers(source.dtype, n) for source in sources}
+                raw = {source.role: self._numbers(slot, source, first, n) for source in sources}
                 early = 1 if self.deltas else every  # an adapter's part is made for whole rows
                 raw, count = {role: numbers[::early] for role, numbers in raw.items()}, -(-n // early)
                 for begin in range(0, count, self.block):
@@ -218,7 +215,7 @@ class Worker:
             values[role] = out
         return values
 
-    def _read_all(self, slot: _Slot, sources: list[_Source], first: int, n: int, hashes: Hashes) -> Tensors:
+    def _read_all(self, slot: Slot, sources: list[Source], first: int, n: int, hashes: Hashes) -> Tensors:
         """Every model's part of a chunk; what two models share, one of them with an adapter, is read once."""
         raw: Tensors = {}
         views: dict[tuple[Path, int], tuple[str, memoryview]] = {}
@@ -233,18 +230,28 @@ class Worker:
             raw[source.role] = slot.raw[source.role].numbers(source.dtype, n)
         return raw
 
-    def _read(self, slot: _Slot, source: _Source, first: int, n: int, hashes: Hashes) -> memoryview:
-        """Fill one model's part of the slot, and take its checksum while it is in the cache."""
+    def _numbers(self, slot: Slot, source: Source, first: int, n: int) -> torch.Tensor:
+        """One model's elements of a chunk, fetched."""
         view = slot.raw[source.role].view[: n * source.width]
         self.files.read(source.path, view, source.offset + first * source.width)
+        return slot.raw[source.role].numbers(source.dtype, n)
+
+    def _out(self, slot: Slot, dtype: torch.dtype, first: int, n: int) -> torch.Tensor:
+        """Where the merged elements of a chunk go."""
+        return slot.out.numbers(dtype, n)
+
+    def _read(self, slot: Slot, source: Source, first: int, n: int, hashes: Hashes) -> memoryview:
+        """Fill one model's part of the slot, and take its checksum while it is in the cache."""
+        self._numbers(slot, source, first, n)
+        view = slot.raw[source.role].view[: n * source.width]
         hashes[source.role].update(view)
         self.advance(len(view))
         return view
 
-    def _copies(self, part: _Part, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
+    def _copies(self, part: Part, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
         """Chunks of one model, as they are; others are read only to be compared."""
         tensor = part.tensor
-        slot, copied, sources = self.slots[0], tensor.copy_of or "sft", _sources(tensor)
+        slot, copied, sources = self.slots[0], tensor.copy_of or "sft", sources_of(tensor)
         floating = tensor.dtype not in INTEGER
         for first, n in self._chunks(part.elements):
             views = {source.role: self._read(slot, source, first, n, hashes) for source in sources}
@@ -253,23 +260,23 @@ class Worker:
             result.differs |= any(view != views[copied] for view in views.values())
             yield views[copied]
 
-    def _merges(self, part: _Part, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
+    def _merges(self, part: Part, hashes: Hashes, result: TensorResult) -> Iterator[memoryview]:
         """Chunks through the kernel; on a GPU one is in flight while the next is read."""
         tensor = part.tensor
-        sources, out_dtype = _sources(tensor), torch_dtype(tensor.dtype)
+        sources, out_dtype = sources_of(tensor), torch_dtype(tensor.dtype)
         is_half = tensor.dtype in HALF and all(entry.dtype == tensor.dtype for entry in tensor.sources.values())
         merge = self._merge_half if part.method.takes_half and is_half and not self.deltas else self._merge_wide
-        waiting: _Chunk | None = None
+        waiting: Merging | None = None
         stats = self._prepared(part, sources)
         for i, (first, n) in enumerate(self._chunks(part.elements)):
             slot = self.slots[i % len(self.slots)]
-            out = slot.out.numbers(out_dtype, n)
+            out = self._out(slot, out_dtype, first, n)
             with torch.cuda.stream(self.stream) if self.stream else nullcontext():
                 raw = self._read_all(slot, sources, first, n, hashes)
                 screens = merge(part, raw, out, first, stats)
                 if self.stream:
                     slot.done.record(self.stream)
-            chunk = _Chunk(slot, first, raw, out, screens, stats)
+            chunk = Merging(slot, first, raw, out, screens, stats)
             if self.stream is None:
                 yield self._land(part, chunk, result)
             elif waiting:
@@ -278,7 +285,7 @@ class Worker:
         if self.stream and waiting:
             yield self._land(part, waiting, result)
 
-    def _merge_half(self, part: _Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
+    def _merge_half(self, part: Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
         """Half precision through a kernel that rounds it itself, in one pass."""
         values, memory = raw, out
         if self.stream:
@@ -291,7 +298,7 @@ class Worker:
             out.copy_(merged, non_blocking=True)
         return [merged.sum()]
 
-    def _merge_wide(self, part: _Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
+    def _merge_wide(self, part: Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
         compute, copied = _compute_dtype(part.tensor), part.tensor.copy_of
         screens = []
@@ -309,21 +316,28 @@ class Worker:
             screens.append(narrowed.sum() if out.dtype in (compute, torch.bfloat16) else narrowed.float().sum())
         return screens
 
-    def _land(self, part: _Part, chunk: _Chunk, result: TensorResult) -> memoryview:
+    def _land(self, part: Part, chunk: Merging, result: TensorResult) -> memoryview:
         """A computed chunk's bytes, checked."""
-        tensor = part.tensor
         if self.stream:
             chunk.slot.done.synchronize()
+        self._check(part, chunk, result)
+        return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
+
+    def _check(self, part: Part, chunk: Merging, result: TensorResult) -> None:
+        """Look closer where a merged value may not be finite; measure the rounding where that is wanted."""
+        tensor = part.tensor
         if not all(map(math.isfinite, chunk.screens)):
             values = self._exact(chunk.raw, chunk.first, torch.float64)
-            check_merged(tensor, values, chunk.out, chunk.first, self.files, allow=self.allow_nonfinite)
+            out = chunk.out.cpu()
+            check_merged(tensor, values, out, chunk.first, self.files, allow=self.allow_nonfinite)
+            if out is not chunk.out:
+                chunk.out.copy_(out)
         if chunk.first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
             raw = {role: numbers[:SAMPLE] for role, numbers in chunk.raw.items()}
             values = self._exact(raw, chunk.first, _compute_dtype(tensor))
             exact = self._kernel(part, values, None, 0, chunk.stats)
             result.change = float((exact - values["sft"]).abs_().nansum(dtype=torch.float64))
             result.lost = float((chunk.out[:SAMPLE].to(exact.dtype) - exact).abs_().nansum(dtype=torch.float64))
-        return chunk.slot.out.view[: chunk.out.numel() * chunk.out.element_size()]
 
     def _exact(self, raw: Mapping[str, torch.Tensor], first: int, dtype: torch.dtype) -> Tensors:
         """A chunk's numbers on the CPU, adapters added, for a closer look."""
@@ -335,7 +349,7 @@ class Worker:
         return host
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Elements of a tensor that are merged in one way."""
 
     tensor: PlannedTensor
@@ -349,7 +363,7 @@ class _Part(NamedTuple):
         return copied is not None and self.tensor.sources[copied].dtype == self.tensor.dtype
 
 
-class _Slot:
+class Slot:
     """The host memory of one chunk: each model's bytes, and the output's."""
 
     def __init__(self, roles: tuple[str, ...], elements: int, *, pinned: bool) -> None:
@@ -359,10 +373,10 @@ class _Slot:
             self.done = torch.cuda.Event(blocking=True)
 
 
-class _Chunk(NamedTuple):
+class Merging(NamedTuple):
     """A chunk on its way: what was read, where the result arrives, and sums that are finite if all values are."""
 
-    slot: _Slot
+    slot: Slot
     first: int
     raw: dict[str, torch.Tensor]
     out: torch.Tensor
@@ -370,7 +384,7 @@ class _Chunk(NamedTuple):
     stats: Any
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """One model's tensor on disk, in torch's words."""
 
     role: str
@@ -380,9 +394,9 @@ class _Source(NamedTuple):
     dtype: torch.dtype
 
 
-def _sources(tensor: PlannedTensor) -> list[_Source]:
+def sources_of(tensor: PlannedTensor) -> list[Source]:
     return [
-        _Source(role, e.path, e.offset, e.nbytes // max(1, math.prod(e.shape)), torch_dtype(e.dtype))
+        Source(role, e.path, e.offset, e.nbytes // max(1, math.prod(e.shape)), torch_dtype(e.dtype))
         for role, e in tensor.sources.items()
     ]
 

@@ -65,6 +65,7 @@ class Streamer:
         threads: workers; each has buffers of its own.
         allow_nonfinite: NaN and infinities pass.
         advance: called with the bytes read, from any thread.
+        make_worker: a Worker, or what is made like one.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Streamer:
         *,
         allow_nonfinite: bool = False,
         advance: Callable[[int], None] = lambda n: None,
+        make_worker: Callable[..., Worker] = Worker,
     ) -> None:
         merge = plan.recipe.merge
         name, options = simplest(merge.method, merge.options)
@@ -87,7 +89,7 @@ class Streamer:
         sampled = frozenset(names[:: max(1, len(names) // SAMPLED_TENSORS)])
         self._stop, self._advance = threading.Event(), advance
         self._roles = tuple(dict.fromkeys(("sft", *method_needs(name))))
-        self._make: Callable[[torch.device, Files, Sink], Worker] = lambda device, files, sink: Worker(
+        self._make: Callable[[torch.device, Files, Sink], Worker] = lambda device, files, sink: make_worker(
             method,
             self._roles,
             elements,

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from amatax.checkpoints.checkpoint import TEXT_CONFIGS
 from amatax.checkpoints.folder import inside
 from amatax.planning.plan import Plan
+from amatax.planning.side_files import changed_config
 
 
 def write_side_files(plan: Plan, folder: Path) -> None:
@@ -26,19 +26,6 @@ def write_side_files(plan: Plan, folder: Path) -> None:
         shutil.copyfile(inside(checkpoint.folder, "config.json", checkpoint.root), folder / "config.json")
     if len(plan.shards) > 1:
         write_json(folder / "model.safetensors.index.json", index(plan))
-
-
-def changed_config(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The config with each change made wherever its key stands: at the top (dtype also as torch_dtype), and in sub-configs."""
-    result = dict(config)
-    for key, value in changes.items():
-        names = ("dtype", "torch_dtype") if key == "dtype" else (key,)
-        found = [name for name in names if name in result] or [key]
-        result |= dict.fromkeys(found, value)
-        for part in TEXT_CONFIGS if key == "tie_word_embeddings" else list(result):
-            if isinstance(result.get(part), dict):
-                result[part] = {k: value if k in names else v for k, v in result[part].items()}
-    return result
 
 
 def index(plan: Plan) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""amatax sweep"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from amatax.commands.text import columns, human_bytes
+
+if TYPE_CHECKING:
+    from amatax.evaluation.sweeping import Preview, Swept
+
+
+def run(
+    recipe: str = typer.Argument(help="A recipe file, or the name of a ready recipe (`amatax recipes`)."),
+    output: str = typer.Option(..., "--output", "-o", help="The folder of the results.", show_default=False),
+    alpha: str = typer.Option("0:1:0.1", help="Shares of RLHF: a range FIRST:LAST:STEP with both ends, or a list."),
+    ways: str = typer.Option(
+        "uniform", "--with", help="How to merge: uniform, parts, fitted, tax-aware, recipe; several with commas."
+    ),
+    blocks: list[int] = typer.Option(
+        [], help="How many blocks of fits and of the grid; several times for several.", show_default=False
+    ),
+    grid: str = typer.Option(
+        "", help="Also every combination of these ratios over the blocks: 0,0.5,1.", show_default=False
+    ),
+    fit_alpha: str = typer.Option(
+        "", help="Means of the fits; default: --alpha's between 0 and 1.", show_default=False
+    ),
+    data: str = typer.Option(
+        "", help="For fits: JSONL of prompts and responses of the RLHF model (`amatax distill`).", show_default=False
+    ),
+    keep: str = typer.Option(
+        "", help="For tax-aware: JSONL of prompts with SFT's answers that must stay.", show_default=False
+    ),
+    keep_weight: float = typer.Option(
+        0.0, help="For tax-aware: the weight of KL(SFT || merged) beside the NLL. Default: 1.", show_default=False
+    ),
+    reward: str = typer.Option("", help="A reward function of your own: FILE.py:function.", show_default=False),
+    seed: int = typer.Option(0, help="Of the fits."),
+    device: str = typer.Option("auto", help="Where to compute: cpu, cuda, cuda:N, or auto."),
+    batch_size: int = typer.Option(16, help="Samples that are generated at once.", min=1),
+    threads: int = typer.Option(0, help="That merge; default: the cores, up to 8.", min=0, show_default=False),
+    trust_remote_code: bool = typer.Option(
+        False, "--trust-remote-code", help="Let transformers run the checkpoint's own code."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Measure everything again."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be measured, and stop."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
+    as_json: bool = typer.Option(False, "--json", help="Print the table, or the preview, as JSON."),
+) -> None:
+    """Measure many merges in memory, without writing a model: the reward-tax front. A rerun continues."""
+    from amatax import api
+    from amatax.commands.progress import ProgressWatcher
+    from amatax.recipes.gallery import find_recipe
+
+    wishes: dict[str, Any] = {
+        "alpha": alpha,
+        "ways": [way.strip() for way in ways.split(",") if way.strip()],
+        "blocks": blocks,
+        "grid": grid,
+        "fit_alpha": fit_alpha,
+        "data": data or None,
+        "keep": keep or None,
+        "keep_weight": keep_weight or None,
+        "reward": reward or None,
+        "seed": seed,
+        "device": device,
+        "batch_size": batch_size,
+        "threads": threads or None,
+        "trust_remote_code": trust_remote_code,
+        "overwrite": overwrite,
+    }
+    with ProgressWatcher("sweeping", quiet=quiet or as_json, unit="samples") as watcher:
+        if dry_run:
+            ahead = api.preview_sweep(find_recipe(recipe), output, watcher=watcher, **wishes)
+        else:
+            swept = api.sweep(find_recipe(recipe), output, watcher=watcher, **wishes)
+    if dry_run:
+        print(json.dumps(preview_json(ahead), indent=2) if as_json else "\n".join(preview_lines(ahead)))
+    elif as_json:
+        print(json.dumps(swept_json(swept, output), indent=2))
+    elif not quiet:
+        print("\n".join(swept_lines(swept, output)))
+
+
+def preview_lines(ahead: Preview) -> list[str]:
+    """What will be done, for people."""
+    kinds: dict[str, list[str]] = {}
+    for point in ahead.points:
+        kinds.setdefault(point.kind, []).append(point.name.removeprefix(point.kind).strip())
+    rows = [[kind, str(len(names)), " ".join(names)] for kind, names in kinds.items()]
+    lines = [f"{len(ahead.points)} points:", *(f"  {line}" for line in columns(rows, right=(1,)))]
+    if ahead.fits:
+        lines.append(f"{len(ahead.fits)} fits first: {', '.join(ahead.fits)}")
+    each = ", ".join(f"{name} {count}" for name, count in ahead.samples.items())
+    done = len(ahead.points) * len(ahead.samples) - len(ahead.left)
+    lines.append(f"samples  {ahead.samples_left} at most (of a point: {each})")
+    if done:
+        lines.append(f"known    {done} of {done + len(ahead.left)} results, which are not measured again")
+    held, live = ahead.memory
+    lines.append(
+        f"memory   {human_bytes(held + live)} of weights: the models {human_bytes(held)}, the merge {human_bytes(live)}"
+    )
+    return lines
+
+
+def preview_json(ahead: Preview) -> dict[str, Any]:
+    """What will be done, for scripts."""
+    return {
+        "points": [{"name": p.name, "kind": p.kind, "alpha": p.alpha, "ratios": p.ratios} for p in ahead.points],
+        "fits": list(ahead.fits),
+        "samples": dict(ahead.samples),
+        "samples_left": ahead.samples_left,
+        "left": [{"point": point, "measure": measure} for point, measure in ahead.left],
+        "memory": {"models": ahead.memory.held, "merge": ahead.memory.live},
+    }
+
+
+def swept_lines(swept: Swept, output: str) -> list[str]:
+    """The table for people."""
+    measures = swept.results.measures
+    rows = [["point", "alpha", *measures]]
+    for point in swept.results.points:
+        values = [f"{float(m.value(point.measured[name].sums.sum(0))):.4f}" for name, m in measures.items()]
+        rows.append([point.name, "" if point.alpha is None else f"{point.alpha:.4g}", *values])
+    lines = columns(rows, right=range(1, len(rows[0])))
+    if not swept.measured:
+        lines.append("everything was measured before: nothing was run")
+    return [*lines, *(f"note: {note}" for note in swept.notes), f"in {output}"]
+
+
+def swept_json(swept: Swept, output: str) -> dict[str, Any]:
+    """The table for scripts."""
+    measures = swept.results.measures
+    points = [
+        {
+            "name": p.name,
+            "kind": p.kind,
+            "alpha": p.alpha,
+            "ratios": dict(p.ratios),
+            "values": {name: float(m.value(p.measured[name].sums.sum(0))) for name, m in measures.items()},
+        }
+        for p in swept.results.points
+    ]
+    return {"output": output, "measured": swept.measured, "points": points, "notes": swept.notes}

@@ -1,0 +1,147 @@
+"""The journal of a sweep: what it depends on, every fit, and every sample of every measure at every point.
+
+One JSON object a line, appended as it is known, so that whatever stops a sweep, its next run goes on from there, and its results
+can be written from this file alone. The file is locked against a second run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amatax.errors import OutputError
+from amatax.evaluation.results import Measured
+from amatax.fitting.journal import open_locked, write_all
+
+FORMAT = 1
+FIRST = {"sweep": FORMAT}
+
+
+class Journal:
+    """What is known of a sweep; close it.
+
+    Args:
+        path: the file; it is made if it is not there.
+        overwrite: begin anew.
+
+    Attributes:
+        facts: what the measured depends on, by name.
+        fits: {"ratios": ..., "record": ...} by the point's name.
+        measured: by (point, measure).
+
+    Raises:
+        OutputError: if another run is at work there, or the file is none of ours.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self.facts: dict[str, Any] = {}
+        self.fits: dict[str, dict[str, Any]] = {}
+        self.measured: dict[tuple[str, str], Measured] = {}
+        self._path = path
+        fd = open_locked(path)
+        if fd is None:
+            raise OutputError(f"{path}: another run is sweeping into this folder", "wait for it, or choose another -o")
+        self._fd = fd
+        try:
+            whole = 0 if overwrite else self._read()
+            os.ftruncate(fd, whole)  # what a crash cut off goes
+            if not whole:
+                self._write(FIRST)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+    def fact(self, name: str, value: Any) -> None:
+        """Say what the measured depends on: now, or as it was said before.
+
+        Raises:
+            OutputError: if it is another one than in an earlier run.
+        """
+        value = json.loads(json.dumps(value))
+        if name not in self.facts:
+            self._write({"fact": name, "is": value})
+            self.facts[name] = value
+        elif self.facts[name] != value:
+            raise OutputError(
+                f"{self._path.parent} was measured with another {name} ({_difference(self.facts[name], value)})",
+                "sweep into another folder with -o, or measure everything again with --overwrite",
+            )
+
+    def add_fit(self, point: str, ratios: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """A fit is done."""
+        entry = {"fit": point, "ratios": dict(ratios), "record": dict(record)}
+        self._write(entry)
+        self.fits[point] = entry
+
+    def add(self, point: str, measure: str, measured: Measured) -> None:
+        """A measure at a point is done."""
+        self._write(
+            {
+                "point": point,
+                "measure": measure,
+                "samples": list(measured.samples),
+                "sums": measured.sums.tolist(),
+                "responses": None if measured.responses is None else list(measured.responses),
+            }
+        )
+        self.measured[point, measure] = measured
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        write_all(self._fd, (json.dumps(entry) + "\n").encode())
+
+    def _read(self) -> int:
+        """Take in the whole lines; their bytes."""
+        lines, whole = self._path.read_bytes().splitlines(keepends=True), 0
+        for i, line in enumerate(lines):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                entry = None
+            if i == 0 and entry != FIRST and (len(lines) > 1 or line.endswith(b"\n")):
+                raise OutputError(f"{self._path} is no journal of this version's", "move it away, or --overwrite it")
+            if not isinstance(entry, dict) or not self._take(entry):
+                break
+            whole += len(line)
+        return whole
+
+    def _take(self, entry: dict[str, Any]) -> bool:
+        """Whether a line is one of ours; if so, it is known from now on."""
+        try:
+            if "fact" in entry:
+                self.facts[entry["fact"]] = entry["is"]
+            elif "fit" in entry:
+                self.fits[entry["fit"]] = {"fit": entry["fit"], "ratios": entry["ratios"], "record": entry["record"]}
+            elif "point" in entry:
+                sums = np.array(entry["sums"], dtype=np.float64)
+                sums = sums.reshape(len(entry["samples"]), -1)
+                responses = None if entry["responses"] is None else tuple(entry["responses"])
+                key = entry["point"], entry["measure"]
+                self.measured[key] = Measured(sums, tuple(entry["samples"]), responses)
+            else:
+                return entry == FIRST
+        except (KeyError, TypeError, ValueError):
+            return False
+        return True
+
+
+def _difference(old: Any, new: Any, path: str = "") -> str:
+    """The first place in which two JSON values differ: `path: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            if old.get(key) != new.get(key):
+                return _difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (one, other) in enumerate(zip(old, new, strict=True)):
+            if one != other:
+                return _difference(one, other, f"{path}[{i}]")
+    shown = [text if len(text := json.dumps(v)) <= 40 else f"{text[:37]}..." for v in (old, new)]
+    return f"{path}: {' -> '.join(shown)}" if path else " -> ".join(shown)

@@ -1,0 +1,311 @@
+"""amatax sweep: every measure at every point, with one model in memory, written down as it is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from amatax.errors import AmataxError, OutputError
+from amatax.evaluation.fits import check_fits, fit_points
+from amatax.evaluation.journal import Journal
+from amatax.evaluation.memory import LiveBytes, live_bytes
+from amatax.evaluation.points import Wanted, with_ratios
+from amatax.evaluation.results import Measure, Measured, Point, Results
+from amatax.fitting.identity import fingerprint
+from amatax.fitting.options import FitOptions
+from amatax.fitting.sampling import Watching
+from amatax.planning.plan import Plan, make_plan
+from amatax.recipes.schema import Ratios, Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+JOURNAL, FITS = "journal.jsonl", "fits"
+Tick = Callable[[int], None]  # told the samples that are done since it was told last
+
+
+class Task(Protocol):
+    """Something that is measured of a model."""
+
+    @property
+    def measure(self) -> Measure:
+        """What comes out."""
+
+    @property
+    def samples(self) -> int:
+        """How many it takes."""
+
+    @property
+    def run(self) -> Callable[[Any, Tick], Measured]:
+        """Of a transformers model in evaluation mode, on its device."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep runs.
+
+    Attributes:
+        fit: of the fitted points, but for alpha and blocks, which they say themselves.
+        device: cpu, cuda, cuda:N, or auto.
+        threads: that merge; by default the cores, up to a point.
+        trust_remote_code: let transformers run the checkpoint's own code.
+        overwrite: measure everything again.
+    """
+
+    fit: FitOptions = field(default_factory=FitOptions)
+    device: str = "auto"
+    threads: int | None = None
+    trust_remote_code: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a sweep will do.
+
+    Attributes:
+        points: all of them.
+        fits: the names of those that are still to be fitted.
+        samples: by measure, of one point.
+        left: (point, measure) that are not measured yet.
+        memory: of the weights, in bytes; activations come on top.
+    """
+
+    points: Sequence[Wanted]
+    fits: Sequence[str]
+    samples: Mapping[str, int]
+    left: Sequence[tuple[str, str]]
+    memory: LiveBytes
+
+    @property
+    def samples_left(self) -> int:
+        """Samples that will be put to a model: what each of them costs is the measure's."""
+        return sum(self.samples[measure] for _, measure in self.left)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found.
+
+    Attributes:
+        results: the table.
+        recipes: by point: what `amatax merge` makes it of.
+        measured: how many (point, measure) this run measured; the others were known.
+        notes: what a careful user wants to know.
+    """
+
+    results: Results
+    recipes: Mapping[str, Recipe]
+    measured: int
+    notes: list[str] = field(default_factory=list)
+
+
+def sweep_job(
+    recipe: Recipe,
+    source: Path | None,
+    plan: Plan,
+    points: Sequence[Wanted],
+    tasks: Sequence[Task],
+    folder: Path,
+    options: SweepOptions,
+    watcher: Watching,
+) -> Swept:
+    """Measure every task at every point; what the folder's journal knows already is not measured again.
+
+    Args:
+        recipe: whose models are merged.
+        source: its file.
+        plan: of some merge of the recipe's, its files here.
+        points: see evaluation.points.
+        tasks: what is measured.
+        folder: of the journal and the fitted recipes; it is made if it is not there.
+        watcher: told the samples that are to be measured, and those that are done.
+
+    Raises:
+        OutputError: if the journal was written under another recipe, checkpoint or data file, naming it.
+        AmataxError: see amatax.errors.
+    """
+    check_points(points, plan)
+    check_fits(recipe, source, points, options.fit, plan)
+    folder = make_folder(folder)
+    with closing(Journal(folder / JOURNAL, overwrite=options.overwrite)) as journal:
+        device = _device(options)
+        for name, value in _facts(recipe, plan, device).items():
+            journal.fact(name, value)
+        for task in tasks:
+            measure = task.measure
+            said = {"kind": measure.kind, "higher": measure.higher, "settings": dict(measure.settings)}
+            journal.fact(f"measure {measure.name}", said)
+        points = fit_points(recipe, source, points, options.fit, plan, journal, folder / FITS, watcher)
+        weights = {}
+        for point in points:
+            assert point.recipe is not None
+            merge = point.recipe.merge.model_dump(mode="json")
+            journal.fact(f"point {point.name}", merge)
+            weights[point.name] = _weights(make_plan(point.recipe))
+        measured = _measure(points, weights, tasks, plan, journal, device, options, watcher)
+        recipes = {point.name: point.recipe for point in points if point.recipe is not None}
+        return Swept(_results(points, tasks, journal), recipes, measured)
+
+
+def preview(
+    recipe: Recipe,
+    source: Path | None,
+    plan: Plan,
+    points: Sequence[Wanted],
+    tasks: Sequence[Task],
+    folder: Path,
+    options: SweepOptions,
+) -> Preview:
+    """What a sweep will do; nothing is written.
+
+    Raises:
+        AmataxError: for what can be told to go wrong.
+    """
+    check_points(points, plan)
+    check_fits(recipe, source, points, options.fit, plan)
+    known: set[tuple[str, str]] = set()
+    fits: set[str] = set()
+    if (folder / JOURNAL).is_file() and not options.overwrite:
+        with closing(Journal(folder / JOURNAL)) as journal:
+            known, fits = set(journal.measured), set(journal.fits)
+    names = [task.measure.name for task in tasks]
+    return Preview(
+        points,
+        [point.name for point in points if point.fitting is not None and point.name not in fits],
+        {task.measure.name: task.samples for task in tasks},
+        [(point.name, name) for point in points for name in names if (point.name, name) not in known],
+        live_bytes(plan),
+    )
+
+
+def check_points(points: Sequence[Wanted], plan: Plan) -> None:
+    """Plan every point that is known, so that what is wrong with one is said before the first is measured.
+
+    Raises:
+        PlanError: for more blocks than layers, and the like.
+    """
+    for point in points:
+        if point.recipe is not None:
+            make_plan(point.recipe)
+
+
+def make_folder(folder: Path) -> Path:
+    """The output folder.
+
+    Raises:
+        OutputError: if none can be there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror}", "name another folder with -o") from None
+    return folder
+
+
+def any_plan(recipe: Recipe) -> Recipe:
+    """The recipe with ratios at which every model is read, whatever the method copies: what headers are looked at with."""
+    words = recipe.merge.resolved_ratios()
+    return with_ratios(recipe, words or Ratios(blocks=[0.5]))
+
+
+def _facts(recipe: Recipe, plan: Plan, device: torch.device) -> dict[str, Any]:
+    """What every number depends on, beside its point and its measure."""
+    output = recipe.output.model_dump(mode="json", include={"dtype", "tokenizer", "config"})
+    found: dict[str, Any] = {f"model {role}": fingerprint(c) for role, c in sorted(plan.checkpoints.items())}
+    return {**found, "output": output, "recipe": recipe.merge.model_dump(mode="json"), "device": device.type}
+
+
+def _device(options: SweepOptions) -> torch.device:
+    from amatax.streaming.stream import pick_device
+
+    return pick_device(options.device)
+
+
+def _weights(plan: Plan) -> str:
+    """The same for two merges of the same weights, whatever they are called."""
+    merge = [plan.recipe.merge.method, plan.recipe.merge.options]
+    made = [(t.name, t.copy_of or [*merge, t.ratio]) for t in plan.tensors.values()]
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def _measure(
+    points: Sequence[Wanted],
+    weights: Mapping[str, str],
+    tasks: Sequence[Task],
+    plan: Plan,
+    journal: Journal,
+    device: torch.device,
+    options: SweepOptions,
+    watcher: Watching,
+) -> int:
+    """Every pair that is missing, in order; how many were run. Points of the same weights are measured once."""
+    from amatax.evaluation.live import LiveModel
+    from amatax.fitting.memory import memory_hint
+
+    known: dict[tuple[str, str], Measured] = {}  # by (weights, measure)
+    for (name, measure), found in journal.measured.items():
+        if name in weights:
+            known[weights[name], measure] = found
+    sizes = {task.measure.name: task.samples for task in tasks}
+    left = {(weight, measure) for weight in weights.values() for measure in sizes} - known.keys()
+
+    def tick(samples: int) -> None:
+        watcher.advance(samples)
+        watcher.wait()
+
+    live: LiveModel | None = None
+    runs = 0
+    for point in points:
+        pending = [task for task in tasks if (point.name, task.measure.name) not in journal.measured]
+        if any((weights[point.name], task.measure.name) not in known for task in pending):
+            if live is None:
+                watcher.say("loading the models")
+                live = LiveModel.open(
+                    plan, device, trust_remote_code=options.trust_remote_code, threads=options.threads
+                )
+                live.check()
+                watcher.start(sum(sizes[measure] for _, measure in left))
+            assert point.recipe is not None
+            live.set(point.recipe)
+        for task in pending:
+            same = (weights[point.name], task.measure.name)
+            if same not in known:
+                assert live is not None
+                hint = "take a smaller --batch-size: the same command continues with what is done"
+                with memory_hint(f"measuring {task.measure.name} at {point.name} on {device}", hint):
+                    known[same] = _checked(task, task.run(live.model.eval(), tick), point.name)
+                runs += 1
+            journal.add(point.name, task.measure.name, known[same])
+    if live is not None:
+        live.check()  # no measure has written to it
+    return runs
+
+
+def _checked(task: Task, found: Measured, point: str) -> Measured:
+    """What a task gave, if it can be a measure's.
+
+    Raises:
+        AmataxError: for sums of another shape than samples.
+    """
+    if found.sums.ndim != 2 or len(found.sums) != len(found.samples):
+        raise AmataxError(
+            f"{task.measure.name} at {point}: sums of shape {found.sums.shape} for {len(found.samples)} samples",
+            "a measure gives (samples, columns)",
+        )
+    return found
+
+
+def _results(points: Sequence[Wanted], tasks: Sequence[Task], journal: Journal) -> Results:
+    """The table, from the journal alone."""
+    names = [task.measure.name for task in tasks]
+    table = [
+        Point(point.name, point.kind, point.alpha, point.ratios, {n: journal.measured[point.name, n] for n in names})
+        for point in points
+    ]
+    return Results({task.measure.name: task.measure for task in tasks}, tuple(table))
