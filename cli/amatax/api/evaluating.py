@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amatax.api.common import Watcher
+from amatax.api.planning import downloaded
 from amatax.checkpoints.checkpoint import TEXT_CONFIGS, Checkpoint
 from amatax.checkpoints.opening import open_checkpoint
 from amatax.errors import AmataxError, OutputError
+from amatax.planning.plan import make_plan
 from amatax.recipes.gallery import find_recipe, gallery
 from amatax.recipes.loading import load_recipe
 from amatax.recipes.measures import Wishes, load_measures, wishes_of
 from amatax.recipes.schema import Adapted, Recipe, expand_home, is_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from amatax.evaluation.declared import Declared
     from amatax.evaluation.results import Point, Results
     from amatax.evaluation.tasks import Task
@@ -33,6 +39,8 @@ class _Target(NamedTuple):
     kind: str  # of its point
     described: Checkpoint
     load: Callable[[], Any]
+    alpha: float | None = None
+    ratios: Mapping[str, float] = MappingProxyType({})
 
 
 def evaluate(
@@ -73,19 +81,22 @@ def evaluate(
         raise AmataxError(f"--batch-size {batch_size}: at least 1", "leave it out for the default")
     names = list(dict.fromkeys(map(str, models)))
     recipes = {name: load_recipe(find_recipe(name)) for name in names if _is_recipe(name)}
-    wishes = _wishes(recipes, measures)
-    declared = declared_measures(wishes)
+    wanted = wishes(recipes, measures)
+    declared = declared_measures(wanted)
 
     from amatax.evaluation.results import Point, Results
     from amatax.fitting.libraries import import_libraries
 
     import_libraries()
     targets = [
-        _recipe_target(name, recipes[name]) if name in recipes else _model_target(name, device, trust_remote_code)
+        _recipe_target(name, recipes[name], device, trust_remote_code, watcher)
+        if name in recipes
+        else _model_target(name, device, trust_remote_code)
         for name in names
     ]
-    against = sft if sft is not None else wishes.sft
-    sft_model = _sft(against, declared, targets, device, trust_remote_code)
+    against = sft if sft is not None else wanted.sft
+    described = [target.described for target in targets]
+    sft_model = sft_loader(against, declared, described, device, trust_remote_code)
     options = {"device": device, "batch_size": batch_size, "reward": reward, "trust_remote_code": trust_remote_code}
     tasks = list(_tasks(targets, declared, sft_model, options))
     watcher.start(sum(task.samples for mine in tasks for task in mine))
@@ -97,7 +108,8 @@ def evaluate(
     points: list[Point] = []
     for target, mine in zip(targets, tasks, strict=True):
         model = target.load()
-        points.append(Point(target.name, target.kind, measured={t.measure.name: t.run(model, tick) for t in mine}))
+        measured = {t.measure.name: t.run(model, tick) for t in mine}
+        points.append(Point(target.name, target.kind, target.alpha, target.ratios, measured))
         del model
     found = Results({task.measure.name: task.measure for task in tasks[0]}, tuple(points))
     if output is not None:
@@ -114,7 +126,7 @@ def _is_recipe(name: str) -> bool:
     return False
 
 
-def _wishes(recipes: dict[str, Recipe], measures: str | PathLike[str] | None) -> Wishes:
+def wishes(recipes: Mapping[str, Recipe], measures: str | PathLike[str] | None) -> Wishes:
     """What is to be measured: the file's measures, or those that the recipes agree on."""
     if measures is not None:
         path = Path(measures)
@@ -130,10 +142,16 @@ def _wishes(recipes: dict[str, Recipe], measures: str | PathLike[str] | None) ->
     return wishes_of(declaring[first])
 
 
-def _recipe_target(name: str, recipe: Recipe) -> _Target:
+def _recipe_target(name: str, recipe: Recipe, device: str, trust_remote_code: bool, watcher: Watcher) -> _Target:
     """A recipe, merged in memory."""
-    hint = f"`amatax merge {name} FOLDER`, then `amatax evaluate FOLDER --measures {name}`"
-    raise AmataxError(f"{name}: recipes are not evaluated in memory yet", hint)
+    from amatax.evaluation.live import LiveModel
+    from amatax.evaluation.points import by_group
+    from amatax.planning.ratios import mean_ratio
+
+    plan = downloaded(make_plan(recipe, remote=True), watcher)
+    load = partial(LiveModel.open, plan, device, dtype=computed_in(device), trust_remote_code=trust_remote_code)
+    described = plan.checkpoints[recipe.output.tokenizer]
+    return _Target(name, "recipe", described, lambda: load().model, mean_ratio(plan.ratios), by_group(plan.ratios))
 
 
 def _model_target(name: str, device: str, trust_remote_code: bool) -> _Target:
@@ -148,20 +166,30 @@ def _model_target(name: str, device: str, trust_remote_code: bool) -> _Target:
 
 def _load(checkpoint: Checkpoint, device: str, trust_remote_code: bool) -> Any:
     """The live model, on the device."""
-    import torch
-
     from amatax.fitting.loading import load_model
     from amatax.fitting.memory import memory_hint
     from amatax.streaming.stream import pick_device
 
-    where = pick_device(device)
-    dtype: torch.dtype | str = torch.float32 if where.type == "cpu" else "auto"
+    where, dtype = pick_device(device), computed_in(device) or "auto"
     with memory_hint(f"on {where} with {checkpoint.ref}", "use another --device"):
         return load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code).to(where)
 
 
-def _sft(
-    named: str | Adapted | None, declared: list[Declared], targets: list[_Target], device: str, trust_remote_code: bool
+def computed_in(device: str) -> torch.dtype | None:
+    """float32 on the CPU, whose half precision depends on the processor; None, the weights' own dtype, on a GPU."""
+    import torch
+
+    from amatax.streaming.stream import pick_device
+
+    return torch.float32 if pick_device(device).type == "cpu" else None
+
+
+def sft_loader(
+    named: str | Adapted | None,
+    declared: Sequence[Declared],
+    others: Sequence[Checkpoint],
+    device: str,
+    trust_remote_code: bool,
 ) -> Callable[[], Any] | None:
     """What gives the SFT model, once for all tasks; None if nothing is measured against it, or nobody has named one."""
     if named is None or not any("divergence" in one.needs for one in declared):
@@ -171,9 +199,9 @@ def _sft(
     local = isinstance(named, str) and Path(named).is_dir() and not is_folder(named)
     checkpoint = open_checkpoint(f"./{named}" if local else named)
     own = open_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    for target in targets:
-        theirs = open_tokenizer(target.described, trust_remote_code=trust_remote_code)
-        same_vocabulary(own, theirs, (checkpoint.ref, target.described.ref))
+    for other in others:
+        theirs = open_tokenizer(other, trust_remote_code=trust_remote_code)
+        same_vocabulary(own, theirs, (checkpoint.ref, other.ref))
     loaded: list[Any] = []
 
     def get() -> Any:
@@ -194,7 +222,7 @@ def _tasks(
 
     opened: list[tuple[_Target, int | None, list[Task]]] = []
     for target in targets:
-        room = _room(target.described)
+        room = room_of(target.described)
         for other, their_room, known in opened:
             if room == their_room and not tokenizer_differences(other.described, target.described):
                 tasks = known
@@ -206,7 +234,7 @@ def _tasks(
         yield tasks
 
 
-def _room(checkpoint: Checkpoint) -> int | None:
+def room_of(checkpoint: Checkpoint) -> int | None:
     """How many tokens the model takes, if its config says."""
     parts = [checkpoint.config, *(checkpoint.config.get(key) for key in TEXT_CONFIGS)]
     found = [part.get(key) for part in parts if isinstance(part, dict) for key in ROOM]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amatax.api.common import RecipeSource, Watcher, as_recipe
+from amatax.api.evaluating import computed_in, room_of, sft_loader, wishes
 from amatax.api.planning import downloaded
-from amatax.errors import AmataxError
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.schema import Recipe
 
 if TYPE_CHECKING:
+    from amatax.evaluation.declared import Declared
     from amatax.evaluation.points import Wanted
+    from amatax.evaluation.requirements import Requirement
     from amatax.evaluation.sweeping import Preview, SweepOptions, Swept, Task
 
-OpenTasks = Callable[..., Sequence[Any]]
+OpenTasks = Callable[..., Sequence[Any]]  # as amatax.evaluation.tasks.open_tasks
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class _Job:
     plan: Plan
     points: list[Wanted]
     tasks: list[Task]
+    declared: Sequence[Declared]
+    requirements: Sequence[Requirement]
     folder: Path
     options: SweepOptions
 
@@ -47,13 +50,19 @@ def sweep(
         AmataxError: see amatax.errors.
         TypeError: for an option that there is not.
     """
+    from dataclasses import replace
+
     from amatax.evaluation.sweeping import sweep_job
 
     watcher = watcher or Watcher()
     job = _job(recipe, output, watcher, **options)
     swept = sweep_job(job.recipe, job.source, job.plan, job.points, job.tasks, job.folder, job.options, watcher)
-    _write(swept, job.folder)
-    return swept
+    from amatax.evaluation.outcome import write_outcome
+    from amatax.streaming.stream import pick_device
+
+    device = str(pick_device(job.options.device))
+    outcome = write_outcome(swept.results, job.folder, job.plan, job.source, job.declared, job.requirements, device)
+    return replace(swept, outcome=outcome)
 
 
 def preview_sweep(
@@ -66,7 +75,8 @@ def preview_sweep(
         output: the folder of the results.
         options: `alpha` and `fit_alpha` ("0:1:0.1"), `ways` (of evaluation.points.WAYS), `blocks`, `grid` ("0,0.5,1"); `data`, `keep`
             and `keep_weight` of the fits; `device`, `batch_size`, `threads`, `trust_remote_code`, `overwrite`; `reward`;
-            `open_tasks`, what makes tasks of the recipe's measures, for measures of one's own.
+            `measures`, a file of them instead of the recipe's; `require`, what the chosen merge must hold ("reward >= 0.9*rlhf");
+            `open_tasks`, what makes tasks, for measures of one's own.
 
     Raises:
         AmataxError: see amatax.errors.
@@ -98,16 +108,21 @@ def _job(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     reward: str | None = None,
+    measures: str | PathLike[str] | None = None,
+    require: Sequence[str] = (),
     open_tasks: OpenTasks | None = None,
 ) -> _Job:
     """Everything that a sweep is, made ready; faults that the recipe and the headers show come first."""
+    from amatax.evaluation.declared import declared_measures
     from amatax.evaluation.points import numbers, wanted_points
+    from amatax.evaluation.requirements import parse_requirement
     from amatax.evaluation.sweeping import SweepOptions, any_plan, check_points
     from amatax.fitting.libraries import import_libraries
     from amatax.fitting.options import FitOptions
 
     source = Path(recipe) if isinstance(recipe, str | PathLike) else None
     loaded = as_recipe(recipe)
+    declared = [] if open_tasks else declared_measures(wishes({str(recipe): loaded}, measures))
     points = wanted_points(
         loaded,
         numbers(alpha, "--alpha"),
@@ -120,18 +135,8 @@ def _job(
     check_points(points, plan)
     plan = downloaded(plan, watcher)
     import_libraries()
-    from amatax.fitting.tokens import open_tokenizer
-    from amatax.streaming.stream import pick_device
-
-    checkpoint = plan.checkpoints[loaded.output.tokenizer]
-    tasks = (open_tasks or _open_tasks())(
-        getattr(loaded, "measures", None),
-        tokenizer=open_tokenizer(checkpoint, trust_remote_code=trust_remote_code),
-        sft=plan.checkpoints["sft"],
-        device=pick_device(device),
-        batch_size=batch_size,
-        reward=reward,
-    )
+    tasks = _tasks(open_tasks, plan, loaded, declared, device, batch_size, reward, trust_remote_code)
+    requirements = [parse_requirement(text, {task.measure.name: task.measure for task in tasks}) for text in require]
     fit = FitOptions(
         data=data,
         keep=keep,
@@ -141,29 +146,32 @@ def _job(
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
     )
-    options = SweepOptions(fit, device, threads, trust_remote_code, overwrite)
-    return _Job(loaded, source, plan, points, list(tasks), Path(output), options)
+    options = SweepOptions(fit, device, computed_in(device), threads, trust_remote_code, overwrite)
+    return _Job(loaded, source, plan, points, list(tasks), declared, requirements, Path(output), options)
 
 
-def _open_tasks() -> OpenTasks:
-    """What makes tasks of measures."""
-    return _part("amatax.evaluation.tasks", "open_tasks")
+def _tasks(
+    opener: OpenTasks | None,
+    plan: Plan,
+    recipe: Recipe,
+    declared: Sequence[Declared],
+    device: str,
+    batch_size: int,
+    reward: str | None,
+    trust_remote_code: bool,
+) -> Sequence[Task]:
+    """The measures of the recipe's models; they share one tokenizer."""
+    from amatax.evaluation.tasks import open_tasks
+    from amatax.fitting.tokens import open_tokenizer
 
-
-def _write(swept: Swept, folder: Path) -> None:
-    """The files of a finished sweep: results, pictures, the report."""
-    try:
-        write_results = _part("amatax.evaluation.files", "write_results")
-    except AmataxError:  # the journal has it all
-        return
-    write_results(swept.results, folder)
-
-
-def _part(module: str, name: str) -> Callable[..., Any]:
-    try:
-        found: Callable[..., Any] = getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise AmataxError(f"this version of amatax has no {module}", "pass `open_tasks` to amatax.api.sweep") from None
-    return found
+    described = plan.checkpoints[recipe.output.tokenizer]
+    return (opener or open_tasks)(
+        declared,
+        tokenizer=open_tokenizer(described, trust_remote_code=trust_remote_code),
+        sft=sft_loader(recipe.models.sft, declared, [described], device, trust_remote_code),
+        device=device,
+        batch_size=batch_size,
+        reward=reward,
+        room=room_of(described),
+        trust_remote_code=trust_remote_code,
+    )

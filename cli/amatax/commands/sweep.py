@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from amatax.commands.results_table import print_results
 from amatax.commands.text import columns, human_bytes
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ def run(
         0.0, help="For tax-aware: the weight of KL(SFT || merged) beside the NLL. Default: 1.", show_default=False
     ),
     reward: str = typer.Option("", help="A reward function of your own: FILE.py:function.", show_default=False),
+    measures: str = typer.Option(
+        "", help="A YAML file that says what is measured; the recipe's `measures` by default.", show_default=False
+    ),
+    require: list[str] = typer.Option(
+        [], help='What the chosen merge must hold: "abilities >= 0.98*sft"; several times.', show_default=False
+    ),
     seed: int = typer.Option(0, help="Of the fits."),
     device: str = typer.Option("auto", help="Where to compute: cpu, cuda, cuda:N, or auto."),
     batch_size: int = typer.Option(16, help="Samples that are generated at once.", min=1),
@@ -66,6 +73,8 @@ def run(
         "keep": keep or None,
         "keep_weight": keep_weight or None,
         "reward": reward or None,
+        "measures": measures or None,
+        "require": require,
         "seed": seed,
         "device": device,
         "batch_size": batch_size,
@@ -83,7 +92,7 @@ def run(
     elif as_json:
         print(json.dumps(swept_json(swept, output), indent=2))
     elif not quiet:
-        print("\n".join(swept_lines(swept, output)))
+        print_swept(swept)
 
 
 def preview_lines(ahead: Preview) -> list[str]:
@@ -119,17 +128,17 @@ def preview_json(ahead: Preview) -> dict[str, Any]:
     }
 
 
-def swept_lines(swept: Swept, output: str) -> list[str]:
-    """The table for people."""
-    measures = swept.results.measures
-    rows = [["point", "alpha", *measures]]
-    for point in swept.results.points:
-        values = [f"{float(m.value(point.measured[name].sums.sum(0))):.4f}" for name, m in measures.items()]
-        rows.append([point.name, "" if point.alpha is None else f"{point.alpha:.4g}", *values])
-    lines = columns(rows, right=range(1, len(rows[0])))
+def print_swept(swept: Swept) -> None:
+    """The table and the verdict, for people."""
+    outcome = swept.outcome
+    chosen = outcome.choice.point if outcome is not None and outcome.choice is not None else None
+    print_results(swept.results, chosen.name if chosen is not None else "")
     if not swept.measured:
-        lines.append("everything was measured before: nothing was run")
-    return [*lines, *(f"note: {note}" for note in swept.notes), f"in {output}"]
+        print("everything was measured before: nothing was run")
+    for note in swept.notes:
+        print(f"note: {note}")
+    if outcome is not None:
+        print("\n".join(["", *outcome.verdict, "", *map(str, outcome.files)]))
 
 
 def swept_json(swept: Swept, output: str) -> dict[str, Any]:
@@ -145,4 +154,14 @@ def swept_json(swept: Swept, output: str) -> dict[str, Any]:
         }
         for p in swept.results.points
     ]
-    return {"output": output, "measured": swept.measured, "points": points, "notes": swept.notes}
+    outcome = swept.outcome
+    choice = outcome.choice if outcome is not None else None
+    return {
+        "output": output,
+        "measured": swept.measured,
+        "points": points,
+        "chosen": choice.point.name if choice is not None and choice.point is not None else None,
+        "verdict": outcome.verdict if outcome is not None else [],
+        "files": [str(file) for file in outcome.files] if outcome is not None else [],
+        "notes": swept.notes,
+    }

@@ -58,6 +58,7 @@ class LiveModel:
         plan: Plan,
         device: torch.device | str = "cpu",
         *,
+        dtype: torch.dtype | None = None,
         trust_remote_code: bool = False,
         threads: int | None = None,
         advance: Callable[[int], None] = lambda n: None,
@@ -67,6 +68,7 @@ class LiveModel:
         Args:
             plan: of a merge, its files here; its output dtype is the model's.
             device: cpu, cuda, cuda:N, or auto.
+            dtype: that the model computes in; its numbers stay those that the merge rounds to. The output's by default.
             trust_remote_code: let transformers run the checkpoint's own code.
             threads: that merge; by default the cores, up to a point.
             advance: told the bytes that are read.
@@ -77,7 +79,7 @@ class LiveModel:
             InputChangedError, NonFiniteError: as a merge does.
         """
         where = pick_device(device) if isinstance(device, str) else device
-        check_live_memory(plan, where)
+        check_live_memory(plan, where, dtype)
         described = plan.checkpoints[plan.recipe.output.config]
         tensors = {name: mapped(_entry(tensor)) for name, tensor in plan.tensors.items()}
         with TemporaryDirectory(prefix="amatax-") as name:
@@ -86,7 +88,9 @@ class LiveModel:
             for file, source in plan.side_files.items():
                 if file == "generation_config.json" or (file.endswith(".py") and "/" not in file):
                     shutil.copyfile(source, folder / file)
-            load = partial(load_model, described, trust_remote_code=trust_remote_code, folder=folder)
+            load = partial(
+                load_model, described, dtype=dtype or "auto", trust_remote_code=trust_remote_code, folder=folder
+            )
             model = load(tensors=tensors)
             for parameter in model.parameters():
                 parameter.requires_grad_(False)

@@ -25,15 +25,15 @@ class LiveBytes(NamedTuple):
     live: int
 
 
-def live_bytes(plan: Plan) -> LiveBytes:
-    """What a live model of a plan holds, whatever the ratios; activations come on top."""
+def live_bytes(plan: Plan, dtype: torch.dtype | None = None) -> LiveBytes:
+    """What a live model of a plan holds, whatever the ratios, in the output's dtype or another; activations come on top."""
     entries = [e for t in plan.tensors.values() for e in (*t.sources.values(), *t.others.values())]
     held = {(e.path, e.offset): e.nbytes for e in sorted(entries, key=lambda e: e.nbytes)}
-    live = sum(math.prod(t.shape) * torch_dtype(t.dtype).itemsize for t in plan.tensors.values())
+    live = sum(math.prod(t.shape) * (dtype or torch_dtype(t.dtype)).itemsize for t in plan.tensors.values())
     return LiveBytes(sum(held.values()), live)
 
 
-def check_live_memory(plan: Plan, device: torch.device) -> None:
+def check_live_memory(plan: Plan, device: torch.device, dtype: torch.dtype | None = None) -> None:
     """Before anything is loaded: the models and the merge against what there is.
 
     Raises:
@@ -41,7 +41,7 @@ def check_live_memory(plan: Plan, device: torch.device) -> None:
     """
     from amatax.fitting.estimate import free_bytes
 
-    held, live = live_bytes(plan)
+    held, live = live_bytes(plan, dtype)
     free = free_bytes(device)
     if free is None or held + live <= free:
         return

@@ -25,6 +25,8 @@ from amatax.recipes.schema import Ratios, Recipe
 if TYPE_CHECKING:
     import torch
 
+    from amatax.evaluation.outcome import Outcome
+
 JOURNAL, FITS = "journal.jsonl", "fits"
 Tick = Callable[[int], None]  # told the samples that are done since it was told last
 
@@ -52,6 +54,7 @@ class SweepOptions:
     Attributes:
         fit: of the fitted points, but for alpha and blocks, which they say themselves.
         device: cpu, cuda, cuda:N, or auto.
+        dtype: that is computed in; the output's by default.
         threads: that merge; by default the cores, up to a point.
         trust_remote_code: let transformers run the checkpoint's own code.
         overwrite: measure everything again.
@@ -59,6 +62,7 @@ class SweepOptions:
 
     fit: FitOptions = field(default_factory=FitOptions)
     device: str = "auto"
+    dtype: torch.dtype | None = None
     threads: int | None = None
     trust_remote_code: bool = False
     overwrite: bool = False
@@ -97,12 +101,14 @@ class Swept:
         recipes: by point: what `amatax merge` makes it of.
         measured: how many (point, measure) this run measured; the others were known.
         notes: what a careful user wants to know.
+        outcome: what was chosen, and the files that tell of it.
     """
 
     results: Results
     recipes: Mapping[str, Recipe]
     measured: int
     notes: list[str] = field(default_factory=list)
+    outcome: Outcome | None = None
 
 
 def sweep_job(
@@ -180,7 +186,7 @@ def preview(
         [point.name for point in points if point.fitting is not None and point.name not in fits],
         {task.measure.name: task.samples for task in tasks},
         [(point.name, name) for point in points for name in names if (point.name, name) not in known],
-        live_bytes(plan),
+        live_bytes(plan, options.dtype),
     )
 
 
@@ -267,7 +273,11 @@ def _measure(
             if live is None:
                 watcher.say("loading the models")
                 live = LiveModel.open(
-                    plan, device, trust_remote_code=options.trust_remote_code, threads=options.threads
+                    plan,
+                    device,
+                    dtype=options.dtype,
+                    trust_remote_code=options.trust_remote_code,
+                    threads=options.threads,
                 )
                 live.check()
                 watcher.start(sum(sizes[measure] for _, measure in left))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ MANY = 1 << 17  # elements, a whole block of a merge's: a model without one so l
 
 def loops(*tensors: torch.Tensor) -> Any:
     """The module `_loops`, for many elements on the CPU; None where torch does it: on a GPU, and where numba does not know Python yet."""
-    usable = all(len(x) >= MANY and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
+    usable = all(x.is_cpu and x.numel() >= MANY and x.is_contiguous() for x in tensors)
     return _module() if usable else None
 
 
@@ -28,25 +28,23 @@ def _module() -> Any:
 
 
 class _Memory:
-    """A tensor, as numpy asks for memory: a merge imports torch without its bridge to numpy, which takes time."""
+    """Memory as numpy asks for it: a merge imports torch without its bridge to numpy, which takes time."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        kind = "f" if tensor.is_floating_point() else "i"
-        data = (tensor.data_ptr(), False)
-        self.tensor = tensor  # lives as long
-        self.__array_interface__ = {
-            "data": data,
-            "shape": (len(tensor),),
-            "typestr": f"<{kind}{tensor.itemsize}",
-            "version": 3,
-        }
+    def __init__(self, address: int, count: int, kind: str) -> None:
+        self.__array_interface__ = {"data": (address, False), "shape": (count,), "typestr": kind, "version": 3}
 
 
 def array(tensor: torch.Tensor) -> Any:
-    """The memory of a tensor (n,) as numpy sees it."""
+    """The memory of a tensor (n,) as numpy sees it, as long as the tensor is there."""
+    kind = f"<f{tensor.itemsize}" if tensor.is_floating_point() else f"<i{tensor.itemsize}"
+    return _array(tensor.data_ptr(), tensor.numel(), kind)
+
+
+@lru_cache(maxsize=64)  # a merge's buffers, which are the same for every block
+def _array(address: int, count: int, kind: str) -> Any:
     import numpy as np
 
-    return np.asarray(_Memory(tensor))
+    return np.asarray(_Memory(address, count, kind))
 
 
 def bits(tensor: torch.Tensor) -> Any:

@@ -5,6 +5,7 @@ Magnitudes are compared in float32, where the order of the numbers is that of th
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
@@ -85,9 +86,7 @@ def trimmed(
 
 def size(bits: int) -> float:
     """The magnitude that has these bits; infinity for those of NaN."""
-    import torch
-
-    return float(torch.tensor(min(bits, INFINITE), dtype=torch.int32).view(torch.float32))
+    return float(struct.unpack("<f", struct.pack("<i", min(bits, INFINITE)))[0])
 
 
 def histograms(chunks: Chunks) -> list[torch.Tensor]:

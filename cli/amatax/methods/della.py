@@ -92,8 +92,8 @@ def della(
         begin = 0
         for count, start, key in pieces(chunk, len(changes[0]), seed):
             some = [change[begin : begin + count] for change in changes]
-            words = map(compiled.uint32, (start, key))
-            compiled.drop_by_size(*map(array, some), tuple(bits(x.float()) for x in some), *words, *tables)
+            narrow, words = [x.float() for x in some], map(compiled.uint32, (start, key))
+            compiled.drop_by_size(*map(array, some), tuple(map(bits, narrow)), *words, *tables)
             begin += count
         return agreed(*changes, ratio, tensors["base"], scale)
     both = numbers(chunk, len(changes[0]), seed, changes[0].device)

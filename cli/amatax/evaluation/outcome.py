@@ -1,0 +1,123 @@
+"""What a finished sweep leaves in its folder: results, pictures, the chosen recipe, and the page that tells it all."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from amatax.errors import DataError
+from amatax.evaluation.choice import Choice, choice_record, choose
+from amatax.evaluation.chosen import write_chosen
+from amatax.evaluation.data import read_data
+from amatax.evaluation.declared import Declared
+from amatax.evaluation.files import write_results, write_whole
+from amatax.evaluation.picture import draw_fronts
+from amatax.evaluation.report import write_report
+from amatax.evaluation.requirements import Requirement
+from amatax.evaluation.results import Results
+from amatax.evaluation.words import headline, sentences
+from amatax.planning.plan import Plan
+
+CHOSEN, REPORT = "chosen.yaml", "report.html"
+
+
+class Outcome(NamedTuple):
+    """What came out.
+
+    Attributes:
+        choice: None where nothing could be chosen.
+        verdict: in words, the headline first.
+        files: that were written.
+    """
+
+    choice: Choice | None
+    verdict: list[str]
+    files: list[Path]
+
+
+def write_outcome(
+    results: Results,
+    folder: Path,
+    plan: Plan,
+    source: Path | None,
+    declared: Sequence[Declared],
+    requirements: Sequence[Requirement],
+    device: str,
+) -> Outcome:
+    """Choose, and write everything.
+
+    Args:
+        results: of a sweep.
+        folder: where.
+        plan: of any of its merges.
+        source: the recipe's file; without one no recipe is written.
+        declared: the measures, whose data has the prompts.
+        requirements: what the chosen merge must hold; with none it is the knee.
+        device: where it was measured.
+
+    Raises:
+        DataError: if requirements were given and nothing can be chosen by them.
+        MissingExtraError: without matplotlib; the results are written by then.
+        OutputError: if something cannot be written.
+    """
+    files = write_results(results, folder)
+    choice, verdict = None, []
+    try:
+        choice = choose(results, requirements)
+        verdict = [headline(choice), *sentences(results, choice)]
+    except DataError as error:
+        if requirements:
+            raise
+        verdict = [f"nothing was chosen: {error.message}"]
+    chosen = choice.point if choice is not None else None
+    if choice is not None and chosen is not None and source is not None:
+        text = source.read_text(encoding="utf-8")
+        target = folder / CHOSEN
+        record = choice_record(results, choice)
+        made = write_chosen(text, chosen, record, source, target, plan.model.layers)
+        files.append(write_whole(target, made.encode()))
+    files += draw_fronts(results, folder, chosen.name if chosen else "")
+    page = write_report(
+        results,
+        folder / REPORT,
+        choice=choice,
+        title=source.stem if source is not None else "",
+        about=_about(plan, source, device),
+        prompts=_prompts(declared),
+        notes=[] if choice is not None else verdict,
+    )
+    return Outcome(choice, verdict, [*files, page])
+
+
+def _about(plan: Plan, source: Path | None, device: str) -> dict[str, str]:
+    """What was run on what."""
+    merge = plan.recipe.merge
+    models = {role: checkpoint.pinned for role, checkpoint in sorted(plan.checkpoints.items())}
+    packages = {name: _version(name) for name in ("amatax", "torch", "transformers")}
+    return {
+        **({"recipe": source.name} if source is not None else {}),
+        "method": " ".join([merge.method, *(f"{key}={value}" for key, value in merge.options.items())]),
+        **models,
+        "device": device,
+        **packages,
+        "Python": platform.python_version(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _prompts(declared: Sequence[Declared]) -> Mapping[str, Mapping[str, str]]:
+    """Of measures with answers: what was asked, by sample."""
+    return {
+        one.name: {str(r.line): "\n\n".join(turn["content"] for turn in r.messages) for r in read_data(one).picked}
+        for one in declared
+        if "answer" in one.needs
+    }
