@@ -55,6 +55,7 @@ def test_groups(tmp_path: Path) -> None:
 
 def test_paths_follow_the_recipe_to_its_new_place(tmp_path: Path) -> None:
     text = MODELS + "merge: {ratios: 0.5}\nfit: {data: d.jsonl, holdout: h.jsonl}\n"
+    text += "measures:\n  nice: {measure: reward, data: p.jsonl, model: ./judge}\n  hub: {measure: reward, data: p.jsonl, model: a/b}\n"
     (tmp_path / "deep").mkdir()
     recipe = parse_recipe(text, "r.yaml", tmp_path)
     target = tmp_path / "deep" / "f.yaml"
@@ -63,7 +64,19 @@ def test_paths_follow_the_recipe_to_its_new_place(tmp_path: Path) -> None:
     assert parsed.models == recipe.models
     assert parsed.fit.data == "../d.jsonl"
     assert parsed.fit.holdout == "../h.jsonl"
+    assert [(m.data, (m.model_extra or {})["model"]) for m in parsed.measures.values()] == [
+        ("../p.jsonl", "../judge"),
+        ("../p.jsonl", "a/b"),
+    ]
     assert "# before" in filled
+
+
+def test_paths_of_a_text_that_is_written_anew(tmp_path: Path) -> None:
+    text = "{models: &m {sft: ./a, rlhf: ./b}, merge: {ratios: 0.5}, measures: {n: {measure: nll, data: p.jsonl}}}"
+    (tmp_path / "deep").mkdir()
+    target = tmp_path / "deep" / "f.yaml"
+    filled = fill_in(text, parse_recipe(text, "r.yaml", tmp_path), RATIOS, {}, tmp_path / "r.yaml", target)
+    assert parse_recipe(filled, "f.yaml", target.parent).measures["n"].data == str(tmp_path / "p.jsonl")
 
 
 @pytest.mark.parametrize(

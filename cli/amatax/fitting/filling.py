@@ -54,11 +54,19 @@ def fill_in(
         ):
             return filled
     # unusual text (anchors, several documents): written anew, without its comments
-    fit = recipe.fit
-    if fit is not None and source is not None:
-        paths = {k: v for k in ("data", "prompts", "holdout") if isinstance(v := getattr(fit, k), str)}
-        fit = fit.model_copy(update={k: str((source.resolve().parent / v).resolve()) for k, v in paths.items()})
-    return dump_recipe(wanted.model_copy(update={"record": {**recipe.record, key: record}, "fit": fit}))
+    fit, measures = recipe.fit, dict(recipe.measures)
+    if source is not None:
+        folder = source.resolve().parent
+        if fit is not None:
+            paths = {k: v for k in ("data", "prompts", "holdout") if isinstance(v := getattr(fit, k), str)}
+            fit = fit.model_copy(update={k: str((folder / v).resolve()) for k, v in paths.items()})
+        for name, measure in measures.items():
+            model = (measure.model_extra or {}).get("model")
+            named = {"data": measure.data, "model": model if isinstance(model, str) and is_folder(model) else None}
+            moved = {k: str((folder / v).resolve()) for k, v in named.items() if v and not v.startswith("~")}
+            measures[name] = measure.model_copy(update=moved)
+    update = {"record": {**recipe.record, key: record}, "fit": fit, "measures": measures}
+    return dump_recipe(wanted.model_copy(update=update))
 
 
 def _edit(text: str, recipe: Recipe, ratios: Ratios, record: dict[str, Any], source: Path | None, target: Path) -> str:
@@ -136,12 +144,17 @@ def _end(node: yaml.Node) -> int:
 def _moved_paths(root: yaml.MappingNode, source: Path, target: Path) -> list[Edit]:
     """Folders and data files that are relative to the recipe, as they read from the new place."""
     edits = []
-    models, fit = _value(root, "models"), _value(root, "fit")
-    named = [v for _, v in models[1].value] if models and isinstance(models[1], yaml.MappingNode) else []
+    models, fit, measures = (_value(root, key) for key in ("models", "fit", "measures"))
+    named, measured = (
+        [v for _, v in item[1].value] if item and isinstance(item[1], yaml.MappingNode) else []
+        for item in (models, measures)
+    )
     parts = [[v for _, v in node.value] if isinstance(node, yaml.MappingNode) else [node] for node in named]
     found = [(node, True) for nodes in parts for node in nodes]  # of {model, adapter} both
     if fit and isinstance(fit[1], yaml.MappingNode):
         found += [(item[1], False) for key in ("data", "prompts", "holdout") if (item := _value(fit[1], key))]
+    for measure in (node for node in measured if isinstance(node, yaml.MappingNode)):
+        found += [(item[1], key == "model") for key in ("data", "model") if (item := _value(measure, key))]
     for node, is_model in found:
         path = str(node.value)
         if not isinstance(node, yaml.ScalarNode) or path.startswith(("/", "~")) or (is_model and not is_folder(path)):
