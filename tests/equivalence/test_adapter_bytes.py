@@ -76,7 +76,7 @@ def test_resumed(family: Path, tmp_path: Path) -> None:
         shutil.copytree(family / name, tmp_path / name)
     recipe = yaml.safe_load((family / "recipe.yaml").read_text()) | {"output": {"max_shard_size": "1MB"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    warm = Warm(tmp_path, "amatax.api", "amatax.streaming.stream", "amatax.writing.writer")
+    warm = Warm("amatax.api", "amatax.streaming.stream", "amatax.writing.writer")
     try:
         job = warm.start(tmp_path, "merge", "recipe.yaml", "out")
         pause_after(job, tmp_path / "out.unfinished", 2)

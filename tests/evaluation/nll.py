@@ -76,13 +76,13 @@ def tasks_of(data: Path, count: int = COUNT) -> Callable[..., list[Task]]:
 
 def as_amatax(arguments: Sequence[str]) -> None:
     """The command line with these measures in the place of those that recipes declare."""
-    from types import ModuleType
+    from functools import partial
 
+    from amatax import api
     from amatax.commands import app
 
-    module = ModuleType("amatax.evaluation.tasks")
-    vars(module)["open_tasks"] = tasks_of(Path(arguments[0]))
-    sys.modules[module.__name__] = module
+    tasks = tasks_of(Path(arguments[0]))
+    api.sweep, api.preview_sweep = (partial(verb, open_tasks=tasks) for verb in (api.sweep, api.preview_sweep))
     app(arguments[1:], prog_name="amatax")
 
 

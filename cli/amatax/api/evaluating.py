@@ -94,7 +94,10 @@ def evaluate(
         else _model_target(name, device, trust_remote_code)
         for name in names
     ]
-    against = sft if sft is not None else wanted.sft
+    own = [recipe.models.sft for recipe in recipes.values()]
+    if sft is None and any(model != own[0] for model in own) and any("divergence" in d.needs for d in declared):
+        raise AmataxError("these recipes have different SFT models, and kl needs one", "say which: --sft MODEL")
+    against = sft if sft is not None else own[0] if own else wanted.sft
     described = [target.described for target in targets]
     sft_model = sft_loader(against, declared, described, device, trust_remote_code)
     options = {"device": device, "batch_size": batch_size, "reward": reward, "trust_remote_code": trust_remote_code}
@@ -137,7 +140,10 @@ def wishes(recipes: Mapping[str, Recipe], measures: str | PathLike[str] | None) 
         raise AmataxError("nothing is to be measured", hint)
     first = next(iter(declaring))
     for name, recipe in declaring.items():
-        if recipe.measures != declaring[first].measures:
+        if (
+            recipe.measures != declaring[first].measures
+            or wishes_of(recipe).folder != wishes_of(declaring[first]).folder
+        ):
             raise AmataxError(f"{first} and {name} declare different measures", "say which: --measures FILE.yaml")
     return wishes_of(declaring[first])
 
@@ -148,10 +154,15 @@ def _recipe_target(name: str, recipe: Recipe, device: str, trust_remote_code: bo
     from amatax.evaluation.points import by_group
     from amatax.planning.ratios import mean_ratio
 
-    plan = downloaded(make_plan(recipe, remote=True), watcher)
+    plan = downloaded(make_plan(without_path(recipe), remote=True), watcher)
     load = partial(LiveModel.open, plan, device, dtype=computed_in(device), trust_remote_code=trust_remote_code)
     described = plan.checkpoints[recipe.output.tokenizer]
     return _Target(name, "recipe", described, lambda: load().model, mean_ratio(plan.ratios), by_group(plan.ratios))
+
+
+def without_path(recipe: Recipe) -> Recipe:
+    """The recipe of a merge that is written nowhere: what stands in its output folder is nothing to it."""
+    return recipe.model_copy(update={"output": recipe.output.model_copy(update={"path": None})})
 
 
 def _model_target(name: str, device: str, trust_remote_code: bool) -> _Target:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amatax.api.common import RecipeSource, Watcher, as_recipe
-from amatax.api.evaluating import computed_in, room_of, sft_loader, wishes
+from amatax.api.evaluating import computed_in, room_of, sft_loader, wishes, without_path
 from amatax.api.planning import downloaded
+from amatax.errors import MissingExtraError
 from amatax.planning.plan import Plan, make_plan
 from amatax.recipes.schema import Recipe
 
@@ -61,7 +63,9 @@ def sweep(
     from amatax.streaming.stream import pick_device
 
     device = str(pick_device(job.options.device))
-    outcome = write_outcome(swept.results, job.folder, job.plan, job.source, job.declared, job.requirements, device)
+    outcome = write_outcome(
+        swept.results, swept.recipes, job.folder, job.plan, job.source, job.declared, job.requirements, device
+    )
     return replace(swept, outcome=outcome)
 
 
@@ -121,7 +125,7 @@ def _job(
     from amatax.fitting.options import FitOptions
 
     source = Path(recipe) if isinstance(recipe, str | PathLike) else None
-    loaded = as_recipe(recipe)
+    loaded = without_path(as_recipe(recipe))
     declared = [] if open_tasks else declared_measures(wishes({str(recipe): loaded}, measures))
     points = wanted_points(
         loaded,
@@ -131,6 +135,8 @@ def _job(
         grid=numbers(grid, "--grid") if grid else (),
         fit_alphas=numbers(fit_alpha, "--fit-alpha") if fit_alpha else (),
     )
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("a sweep draws its fronts with matplotlib", 'pip install "amatax[evaluate]"')
     plan = make_plan(any_plan(loaded), remote=True)
     check_points(points, plan)
     plan = downloaded(plan, watcher)

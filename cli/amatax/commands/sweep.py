@@ -22,7 +22,7 @@ def run(
         "uniform", "--with", help="How to merge: uniform, parts, fitted, tax-aware, recipe; several with commas."
     ),
     blocks: list[int] = typer.Option(
-        [], help="How many blocks of fits and of the grid; several times for several.", show_default=False
+        [], min=1, help="How many blocks of fits and of the grid; several times for several.", show_default=False
     ),
     grid: str = typer.Option(
         "", help="Also every combination of these ratios over the blocks: 0,0.5,1.", show_default=False

@@ -10,18 +10,22 @@ from typing import NamedTuple
 
 from amatax.errors import DataError
 from amatax.evaluation.choice import Choice, choice_record, choose
-from amatax.evaluation.chosen import write_chosen
+from amatax.evaluation.chosen import KEY
 from amatax.evaluation.data import read_data
 from amatax.evaluation.declared import Declared
 from amatax.evaluation.files import write_results, write_whole
+from amatax.evaluation.fronts import pairs
 from amatax.evaluation.picture import draw_fronts
 from amatax.evaluation.report import write_report
 from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Results
 from amatax.evaluation.words import headline, sentences
+from amatax.fitting.filling import fill_in
 from amatax.planning.plan import Plan
+from amatax.recipes.loading import parse_recipe
+from amatax.recipes.schema import Recipe
 
-CHOSEN, REPORT = "chosen.yaml", "report.html"
+CHOSEN, REPORT, PICTURES = "chosen.yaml", "report.html", ("front.png", "front.svg")
 
 
 class Outcome(NamedTuple):
@@ -40,6 +44,7 @@ class Outcome(NamedTuple):
 
 def write_outcome(
     results: Results,
+    recipes: Mapping[str, Recipe],
     folder: Path,
     plan: Plan,
     source: Path | None,
@@ -51,6 +56,7 @@ def write_outcome(
 
     Args:
         results: of a sweep.
+        recipes: of its points.
         folder: where.
         plan: of any of its merges.
         source: the recipe's file; without one no recipe is written.
@@ -59,8 +65,7 @@ def write_outcome(
         device: where it was measured.
 
     Raises:
-        DataError: if requirements were given and nothing can be chosen by them.
-        MissingExtraError: without matplotlib; the results are written by then.
+        MissingExtraError: without matplotlib.
         OutputError: if something cannot be written.
     """
     files = write_results(results, folder)
@@ -69,17 +74,24 @@ def write_outcome(
         choice = choose(results, requirements)
         verdict = [headline(choice), *sentences(results, choice)]
     except DataError as error:
-        if requirements:
-            raise
-        verdict = [f"nothing was chosen: {error.message}"]
+        verdict = [f"Nothing was chosen: {error.message}."]
     chosen = choice.point if choice is not None else None
     if choice is not None and chosen is not None and source is not None:
         text = source.read_text(encoding="utf-8")
         target = folder / CHOSEN
         record = choice_record(results, choice)
-        made = write_chosen(text, chosen, record, source, target, plan.model.layers)
-        files.append(write_whole(target, made.encode()))
-    files += draw_fronts(results, folder, chosen.name if chosen else "")
+        ratios = recipes[chosen.name].merge.resolved_ratios()
+        assert ratios is not None
+        wanted = parse_recipe(text, str(source), source.resolve().parent)
+        files.append(write_whole(target, fill_in(text, wanted, ratios, record, source, target, KEY).encode()))
+    else:
+        (folder / CHOSEN).unlink(missing_ok=True)  # of an earlier run
+    if pairs(results):
+        files += draw_fronts(results, folder, chosen.name if chosen else "")
+    else:
+        verdict.append("there is no front to draw: no measure gains while another pays")
+        for name in PICTURES:
+            (folder / name).unlink(missing_ok=True)
     page = write_report(
         results,
         folder / REPORT,

@@ -198,7 +198,7 @@ def check_points(points: Sequence[Wanted], plan: Plan) -> None:
     """
     for point in points:
         if point.recipe is not None:
-            make_plan(point.recipe)
+            make_plan(point.recipe, remote=True)
 
 
 def make_folder(folder: Path) -> Path:
@@ -251,6 +251,7 @@ def _measure(
     watcher: Watching,
 ) -> int:
     """Every pair that is missing, in order; how many were run. Points of the same weights are measured once."""
+    from amatax.evaluation.answering import fingerprint as fingerprint_of
     from amatax.evaluation.live import LiveModel
     from amatax.fitting.memory import memory_hint
 
@@ -266,7 +267,7 @@ def _measure(
         watcher.wait()
 
     live: LiveModel | None = None
-    runs = 0
+    unchanged, runs = b"", 0
     for point in points:
         pending = [task for task in tasks if (point.name, task.measure.name) not in journal.measured]
         if any((weights[point.name], task.measure.name) not in known for task in pending):
@@ -283,17 +284,22 @@ def _measure(
                 watcher.start(sum(sizes[measure] for _, measure in left))
             assert point.recipe is not None
             live.set(point.recipe)
+            unchanged = fingerprint_of(live.model)
         for task in pending:
             same = (weights[point.name], task.measure.name)
             if same not in known:
                 assert live is not None
                 hint = "take a smaller --batch-size: the same command continues with what is done"
                 with memory_hint(f"measuring {task.measure.name} at {point.name} on {device}", hint):
-                    known[same] = _checked(task, task.run(live.model.eval(), tick), point.name)
+                    found = _checked(task, task.run(live.model.eval(), tick), point.name)
+                if fingerprint_of(live.model) != unchanged:
+                    raise AmataxError(
+                        f"{task.measure.name} at {point.name} has written to the model's weights",
+                        "mend the measure, or the model's own code; the same command continues with what is done",
+                    )
+                known[same] = found
                 runs += 1
             journal.add(point.name, task.measure.name, known[same])
-    if live is not None:
-        live.check()  # no measure has written to it
     return runs
 
 

@@ -37,7 +37,7 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float, base: torch.Tens
     # (comparisons and masks cost torch several times what arithmetic does: here a quotient by zero says "else")
     smaller, larger = torch.minimum(sft, rlhf), torch.maximum(sft, rlhf)
     alike = torch.threshold_(sft.sign_().mul_(rlhf.sign_()), 0.5, 0.0)
-    return total.add_(TINY).div_(alike).clamp_(smaller, larger).mul_(scale).add_(base)
+    return total.masked_fill_(total == 0, TINY).div_(alike).clamp_(smaller, larger).mul_(scale).add_(base)
 
 
 def _weighed(sft: torch.Tensor, rlhf: torch.Tensor, weights: tuple[float, float], total: torch.Tensor) -> torch.Tensor:

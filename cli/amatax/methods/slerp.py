@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
+from amatax.methods._compiled import array, loops
 
 if TYPE_CHECKING:
     import torch
 
 NEEDS = ("sft", "rlhf")
 COPIES = {0.0: "sft", 1.0: "rlhf"}
-SAFE = 1e-20  # squares of float32 numbers below add up to nothing, and above its inverse to infinity
 PARALLEL = 0.9995  # of the cosine: above it the arc is a line
 
 
@@ -29,9 +29,7 @@ def prepare(chunks: Chunks, ratio: float) -> Weights:
 
     sin((1 - ratio) * angle) / sin(angle) and sin(ratio * angle) / sin(angle).
     """
-    dot, one, other = _products(chunks, wide=False)
-    if not (SAFE < one < 1 / SAFE and SAFE < other < 1 / SAFE):
-        dot, one, other = _products(chunks, wide=True)
+    dot, one, other = _products(chunks)
     size = math.sqrt(one) * math.sqrt(other)
     if not 0 < size < math.inf or abs(dot) > PARALLEL * size:
         return Weights(1 - ratio, ratio)
@@ -39,14 +37,17 @@ def prepare(chunks: Chunks, ratio: float) -> Weights:
     return Weights(math.sin((1 - ratio) * angle) / math.sin(angle), math.sin(ratio * angle) / math.sin(angle))
 
 
-def _products(chunks: Chunks, *, wide: bool) -> tuple[float, float, float]:
-    """sft . rlhf, sft . sft and rlhf . rlhf: float32 within a chunk, which tells the weights to their last bit or so, or float64."""
+def _products(chunks: Chunks) -> tuple[float, float, float]:
+    """sft . rlhf, sft . sft and rlhf . rlhf, in float64: no number of threads shows in the weights, and no device but in the last bit."""
     import torch
 
     sums = torch.zeros(3, dtype=torch.float64)
     for chunk in chunks():
-        sft, rlhf = (chunk[role].double() if wide else chunk[role] for role in NEEDS)
-        sums += torch.stack([sft @ rlhf, sft @ sft, rlhf @ rlhf]).double().cpu()
+        if compiled := loops(chunk["sft"], chunk["rlhf"]):
+            sums += torch.tensor(compiled.products(*(array(chunk[role]) for role in NEEDS)), dtype=torch.float64)
+            continue
+        sft, rlhf = chunk["sft"].double(), chunk["rlhf"].double()
+        sums += torch.stack([sft @ rlhf, sft @ sft, rlhf @ rlhf]).cpu()
     dot, one, other = sums.tolist()
     return dot, one, other
 
