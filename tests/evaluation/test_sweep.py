@@ -208,7 +208,7 @@ def test_fit_data_that_have_changed_are_named(whole: Path, recipe: Path, distill
     other = tmp_path / "d.jsonl"
     other.write_text("".join(distilled.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(OutputError, match="another fit data"):
-        again(folder, recipe, distilled, data=other)
+        sweep(folder, distilled, recipe, alpha="0,0.3", ways=["uniform", "fitted"], data=other, blocks=[2])
     with pytest.raises(OutputError, match=r"another fit seed \(0 -> 1\)"):
         again(folder, recipe, distilled, seed=1)
 
@@ -224,8 +224,9 @@ def test_a_measure_that_writes_to_the_model_is_found(distilled: Path, tmp_path: 
 
         return [first._replace(run=run)]
 
-    with pytest.raises(AmataxError, match="not those of a fresh merge"):
-        sweep(tmp_path, distilled, open_tasks=open_tasks)
+    for _ in range(2):  # nor is it known the next time
+        with pytest.raises(AmataxError, match="nll at sft has written to the model's weights"):
+            sweep(tmp_path, distilled, open_tasks=open_tasks)
 
 
 def test_somebody_elses_file_stays(distilled: Path, tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_a_preview_writes_nothing(distilled: Path, tmp_path: Path) -> None:
     assert ahead.samples_left == 7 * 2 * COUNT
     size = sum(file.stat().st_size for file in (FAMILY / "sft").glob("*.safetensors"))
     assert ahead.memory.held == pytest.approx(2 * size, rel=0.02)
-    assert ahead.memory.live == pytest.approx(size, rel=0.02)
+    assert ahead.memory.live == pytest.approx(2 * size, rel=0.02)  # float32 on the CPU
     assert not (tmp_path / "s").exists()
 
 

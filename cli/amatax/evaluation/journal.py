@@ -106,7 +106,8 @@ class Journal:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 entry = None
-            if i == 0 and entry != FIRST and (len(lines) > 1 or line.endswith(b"\n")):
+            begun = len(lines) == 1 and json.dumps(FIRST).encode().startswith(line)  # a crash cut off the first line
+            if i == 0 and entry != FIRST and not begun:
                 raise OutputError(f"{self._path} is no journal of this version's", "move it away, or --overwrite it")
             if not isinstance(entry, dict) or not self._take(entry):
                 break
