@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from amatax.errors import DataError
-from amatax.evaluation.chosen import recipe_ratios, write_chosen
-from amatax.evaluation.results import Point
+from amatax.evaluation.outcome import RECORD
+from amatax.evaluation.points import numbers, wanted_points
+from amatax.fitting.filling import fill_in
 from amatax.recipes.loading import parse_recipe
-from amatax.recipes.schema import Block, Ratios
+from amatax.recipes.schema import Override, Ratios, Recipe
 
 TEXT = """# my merge
 models:
@@ -24,59 +24,48 @@ merge:
 fit: {alpha: 0.4, data: d.jsonl}
 record: {fit: {alpha: 0.4}}
 """
-RECORD = {"chosen": "grid 1", "figures": {"chosen": {"reward": [0.7, 0.01]}}, "requirements": []}
+TOLD = {"chosen": "grid 1", "figures": {"chosen": {"reward": [0.7, 0.01]}}, "requirements": []}
+
+
+def chosen(text: str, ratios: Ratios, tmp_path: Path) -> tuple[str, Recipe]:
+    """What a sweep writes of a merge that it has chosen, as text and as read again."""
+    source, target = tmp_path / "r.yaml", tmp_path / "out" / "chosen.yaml"
+    target.parent.mkdir(exist_ok=True)
+    written = fill_in(text, parse_recipe(text, "r.yaml", tmp_path), ratios, TOLD, source, target, RECORD)
+    return written, parse_recipe(written, "chosen.yaml", target.parent)
 
 
 def test_everything_else_stays(tmp_path: Path) -> None:
-    point = Point("grid 1", "grid", 0.45, {"blocks.0": 0.7, "blocks.1": 0.2, "head": 0.45, "embeddings": 0.0})
-    source, target = tmp_path / "r.yaml", tmp_path / "out" / "chosen.yaml"
-    target.parent.mkdir()
-    text = write_chosen(TEXT, point, RECORD, source, target)
-    found = parse_recipe(text, "chosen.yaml", target.parent)
+    text, found = chosen(TEXT, Ratios(blocks=[0.7, 0.2], embeddings=0), tmp_path)
     assert found.merge.resolved_ratios() == Ratios(blocks=[0.7, 0.2], embeddings=0)
-    assert found.record == {"fit": {"alpha": 0.4}, "sweep": RECORD}
+    assert found.record == {"fit": {"alpha": 0.4}, "sweep": TOLD}
     assert found.models == parse_recipe(TEXT, "r.yaml", tmp_path).models
     for comment in ("# my merge", "# before", "# after", "# even", "# as in the paper", "# stays"):
         assert comment in text
 
 
-def test_parts_say_every_group(tmp_path: Path) -> None:
-    """The paper's Section 4: one part at a ratio, everything else RLHF."""
-    ratios = {
-        "blocks.0": 0.3,
-        "blocks.1": 1.0,
-        "blocks.2": 1.0,
-        "head": 1.0,
-        "embeddings": 1.0,
-        "norms": 1.0,
-        "other": 1.0,
-    }
-    point = Point("parts input 0.3", "parts", 0.77, ratios)
-    for written in (TEXT, "models: {sft: ./a, rlhf: ./b}\nmerge:\n  ratios: 0.4  # uniform\n"):
-        text = write_chosen(written, point, {}, tmp_path / "r.yaml", tmp_path / "c.yaml")
-        found = parse_recipe(text, "c.yaml", tmp_path).merge.resolved_ratios()
-        assert found == Ratios(blocks=[0.3, 1, 1], head=1, embeddings=1, norms=1, other=1)
-        assert text.count("#") == written.count("#")
+SPANS = """models: {sft: ./a, rlhf: ./b}
+merge:
+  ratios:
+    blocks: [{layers: 0-0, ratio: 0.1}, {layers: 1-1, ratio: 0.2}, {layers: 2-8, ratio: 0.3}]
+    overrides: [{match: "*.layers.0.*", ratio: 0.0}]
+"""
 
 
-def test_words_that_say_the_same_stay() -> None:
-    uniform = {"blocks.0": 0.3, "blocks.1": 0.3, "head": 0.3, "norms": 0.3}
-    assert recipe_ratios(Point("u", "uniform", 0.3, uniform), None) == Ratios(blocks=[0.3, 0.3])
-    other = {"blocks.0": 0.2, "blocks.1": 0.4, "head": 0.3, "norms": 0.3, "embeddings": 0.5}
-    assert recipe_ratios(Point("o", "grid", 0.3, other), None) == Ratios(blocks=[0.2, 0.4], norms=0.3, embeddings=0.5)
-
-
-def test_attention_and_mlp() -> None:
-    point = Point("p", "fitted-2", 0.5, {"blocks.0.attention": 0.1, "blocks.0.mlp": 0.3, "blocks.1": 0.9})
-    wanted = [Block(layers="0-1", attention=0.1, mlp=0.3), Block(layers="2-4", ratio=0.9)]
-    assert recipe_ratios(point, None, layers=5).blocks == wanted
-    written = Ratios(blocks=[Block(layers="0-3", ratio=0.5), Block(layers="4-4", ratio=0.5)])
-    assert [b.layers for b in recipe_ratios(point, written).blocks if isinstance(b, Block)] == ["0-3", "4-4"]
-    with pytest.raises(DataError, match="layers of its blocks are not known"):
-        recipe_ratios(point, None)
-
-
-@pytest.mark.parametrize("ratios", [{"tower": 0.5, "blocks.0": 1.0}, {}, {"blocks.1": 0.5}, {"head": 0.5}])
-def test_ratios_that_no_recipe_can_say(ratios: dict[str, float]) -> None:
-    with pytest.raises(DataError):
-        recipe_ratios(Point("p", "grid", 0.5, ratios), None)
+@pytest.mark.parametrize("text", [TEXT, SPANS, "models: {sft: ./a, rlhf: ./b}\nmerge:\n  ratios: 0.4  # uniform\n"])
+def test_it_is_the_merge_that_was_measured(tmp_path: Path, text: str) -> None:
+    """Other blocks, parts that leave the overrides out, and words of the recipe's own."""
+    recipe = parse_recipe(text, "r.yaml", tmp_path)
+    ways = ["uniform", "parts"]
+    points = wanted_points(recipe, numbers("0.3", "--alpha"), ways, blocks=[3], grid=numbers("0,1", "--grid"))
+    for point in points[2:]:
+        assert point.recipe is not None
+        ratios = point.recipe.merge.resolved_ratios()
+        assert ratios is not None
+        assert chosen(text, ratios, tmp_path)[1].merge.resolved_ratios() == ratios, point.name
+    if text is SPANS:
+        kept = points[-1].recipe
+        assert kept is not None
+        words = kept.merge.resolved_ratios()
+        assert words is not None
+        assert words.overrides == [Override(match="*.layers.0.*", ratio=0.0)]

@@ -67,6 +67,24 @@ def test_the_mean_of_those_that_agree(monkeypatch: pytest.MonkeyPatch, dtype: to
             assert same(mean, agreed(*(x.clone() for x in pair), ratio, base, 0.7))
 
 
+@pytest.mark.parametrize("n", [4, COUNT])
+def test_a_weighted_sum_of_nearly_zero(n: int) -> None:
+    """It once was NaN by torch's operations, and a number by the loop."""
+    merged = agreed(torch.zeros(n), torch.full((n,), -(2.0**-124)), 0.5, torch.zeros(n), 1.0)
+    assert torch.equal(merged, torch.full((n,), -(2.0**-124)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Slerp's weights; the sums are added up in another order."""
+    sft, rlhf = (torch.randn(COUNT, generator=torch.Generator().manual_seed(i), dtype=dtype) for i in (6, 7))
+    rlhf += sft
+    chunks = Chunks(COUNT, lambda every, first: iter([{"sft": sft, "rlhf": rlhf}]))
+    weights = bind("slerp", {}).prepare(chunks, 0.3)
+    with torch_alone(monkeypatch):
+        assert weights == pytest.approx(bind("slerp", {}).prepare(chunks, 0.3), rel=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("first", [0, 12_345, (1 << 32) - 1000, 1 << 40])
 def test_drops(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, first: int) -> None:

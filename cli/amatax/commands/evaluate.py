@@ -89,13 +89,9 @@ def results_json(found: Results) -> dict[str, Any]:
 
 
 def _value_and_error(measure: Measure, measured: Measured) -> tuple[float, float]:
-    """The measure over all samples and its standard error, by the jackknife: for a mean that is s / sqrt(n)."""
-    total, count = measured.sums.sum(axis=0), len(measured.samples)
-    value = float(measure.value(total))
-    if count < 2:
-        return value, math.nan
-    without = measure.value(total - measured.sums)
-    return value, math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
+    from amatax.evaluation.statistics import standard_error, value_of
+
+    return value_of(measure, measured), standard_error(measure, measured)
 
 
 def _cell(value: float, error: float) -> str:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from amatax.errors import DataError
 from amatax.evaluation.choice import Choice, choice_record, choose
-from amatax.evaluation.chosen import KEY
 from amatax.evaluation.data import read_data
 from amatax.evaluation.declared import Declared
 from amatax.evaluation.files import write_results, write_whole
@@ -26,6 +25,7 @@ from amatax.recipes.loading import parse_recipe
 from amatax.recipes.schema import Recipe
 
 CHOSEN, REPORT, PICTURES = "chosen.yaml", "report.html", ("front.png", "front.svg")
+RECORD = "sweep"  # the key of the recipe's record
 
 
 class Outcome(NamedTuple):
@@ -83,7 +83,7 @@ def write_outcome(
         ratios = recipes[chosen.name].merge.resolved_ratios()
         assert ratios is not None
         wanted = parse_recipe(text, str(source), source.resolve().parent)
-        files.append(write_whole(target, fill_in(text, wanted, ratios, record, source, target, KEY).encode()))
+        files.append(write_whole(target, fill_in(text, wanted, ratios, record, source, target, RECORD).encode()))
     else:
         (folder / CHOSEN).unlink(missing_ok=True)  # of an earlier run
     if pairs(results):

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amatax.errors import DataError, MissingExtraError
+from amatax.errors import DataError
 from amatax.evaluation.files import write_whole
 from amatax.evaluation.fronts import front, pairs
 from amatax.evaluation.results import Measure, Point, Results
 from amatax.evaluation.series import UNORDERED, in_series, label
 from amatax.evaluation.statistics import standard_error, value_of
+from amatax.fitting.picture import new_figure
 
 # Okabe and Ito's colours, told apart by the colour-blind; markers tell the series apart in grey, too
 LOOKS = (("#0072b2", "s"), ("#d55e00", "o"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"))
@@ -49,7 +50,7 @@ def draw_fronts(results: Results, folder: Path, chosen: str = "", predicted: Pre
     rows = -(-len(shown) // columns)
     files = []
     for kind in ("png", "svg"):
-        figure = _figure(WIDTH * columns, HEIGHT * rows)
+        figure = new_figure(WIDTH * columns, HEIGHT * rows)
         axes = figure.subplots(rows, columns, squeeze=False)
         for i, place in enumerate(axes.flat):
             if i < len(shown):
@@ -62,7 +63,7 @@ def draw_fronts(results: Results, folder: Path, chosen: str = "", predicted: Pre
 
 def front_svg(results: Results, gain: str, tax: str, chosen: str = "", predicted: Predicted | None = None) -> str:
     """One pair as an SVG element with live text, transparent, its points named `point-N` by their place in the table."""
-    figure = _figure(WIDTH, HEIGHT)
+    figure = new_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
     draw_pair(axes, results, gain, tax, chosen, predicted)
     for patch in (figure.patch, axes.patch):
@@ -188,17 +189,6 @@ def _say(axes: Any, text: str, xy: tuple[float, float], offset: tuple[int, int],
         text.replace("$", r"\$"), xy, xytext=offset, textcoords="offset points", ha=across, va="center" if offset[0] else "bottom",
         fontsize=9, color=INK, **weight,
     )  # fmt: skip
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("a picture needs matplotlib", 'pip install "amatax[fit]"') from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _bytes(figure: Any, kind: str, fonttype: str) -> bytes:

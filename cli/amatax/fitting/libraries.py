@@ -16,8 +16,9 @@ def import_libraries() -> None:
         MissingExtraError: without transformers.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns of every fork
-    # on a machine with other work, OpenMP's threads that spin for the next matrix slow a small model down tenfold
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # how long OpenMP's threads spin for the next matrix, in turns: they sleep between a small model's operations otherwise,
+    # and waking them takes up to twice as long as the work; with more turns they keep other processes from their cores
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         with importing_torch():
             import_module("torch")

@@ -79,7 +79,8 @@ def measure(
     tokens = torch.tensor([len(s.ids) - s.start for s in samples], dtype=torch.float64)
     merged.variables.grad = None
     config = getattr(merged.model, "config", None)
-    everyone = list(batches(samples, min(batch_tokens, most_tokens(config))))
+    share = -(-len(samples) * max(len(s.ids) for s in samples) // world)  # few samples are work for every process, too
+    everyone = list(batches(samples, min(batch_tokens, most_tokens(config), share)))
     mine = everyone[rank::world]
     for batch in mine:
         losses, rows = _losses(merged, [samples[i] for i in batch], ratios, gradient, divergence)

@@ -16,7 +16,7 @@ def draw(found: Fit, path: Path) -> None:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    figure = _figure(10, 4)
+    figure = new_figure(10, 4)
     ratios, path_axes = figure.subplots(1, 2)
     places = range(len(found.values))
     ratios.bar(places, found.values, color="#4c72b0")
@@ -49,7 +49,7 @@ def draw_front(fits: Sequence[Fit], path: Path) -> None:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    figure = _figure(6, 4.5)
+    figure = new_figure(6, 4.5)
     axes = figure.subplots()
     for name, look in (("tax-aware", "o-"), ("uniform", "s--"), ("plain", "^:")):
         points = sorted((row.kl, row.nll) for fit in fits for row in fit.tradeoff if row.name == name)
@@ -64,7 +64,12 @@ def draw_front(fits: Sequence[Fit], path: Path) -> None:
     figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Empty, in inches, without the state of pyplot.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """What kernels do with every element, in one compiled loop: for tensors on the CPU, where there is numba.
 
-torch goes through memory once for each operation, and a dozen of them take ten times as long as the loop. The results are the same,
-bit for bit: each rounding is torch's own, and no product is fused with a sum.
+torch goes through memory once for each operation, and a dozen of them take several times as long as the loop. The results are the same,
+bit for bit: each rounding is torch's own, and no product is fused with a sum. (`products` sums up in another order.)
 """
 
 from __future__ import annotations
