@@ -12,7 +12,8 @@ import torch
 from amatax.methods import Chunk, Chunks, bind
 from amatax.methods import _compiled as compiled
 from amatax.methods._consensus import agreed
-from amatax.methods._random import drop
+from amatax.methods._magnitudes import EVERYTHING, NOTHING, Cut, trimmed
+from amatax.methods._random import WORD, drop, numbers
 from amatax.methods._selection import cuts
 from tests.methods.test_selection import KINDS, RANKS, chunks_of
 
@@ -94,6 +95,34 @@ def test_drops(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, first: int) 
             with torch_alone(monkeypatch):
                 others = drop(*(x.clone() for x in pair), Chunk("a.weight", first), density, 7)
             assert all(map(same, dropped, others))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_number_that_is_the_limit_drops(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    chunk, place = Chunk("a.weight", 77), 4321
+    density = (int(numbers(chunk, COUNT, 7, torch.device("cpu"))[which][place]) + WORD // 4) / (WORD // 2)
+    dropped = drop(torch.ones(COUNT), torch.ones(COUNT), chunk, density, 7)
+    with torch_alone(monkeypatch):
+        assert all(map(same, dropped, drop(torch.ones(COUNT), torch.ones(COUNT), chunk, density, 7)))
+    assert dropped[which][place] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuts_among_equal_elements(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Right before one of them, right after it, and anywhere else, for the smallest that stay and for the largest that go."""
+    model = torch.randint(-3, 4, (COUNT,), generator=torch.Generator().manual_seed(8)).to(dtype)
+    tensors, first = {"base": torch.zeros(COUNT, dtype=dtype), "sft": model}, 1000
+    one, two = (first + int((model.abs() == size).nonzero()[999]) for size in (1, 2))
+    bits = [int(torch.tensor(size).view(torch.int32)) for size in (1.0, 2.0)]
+    for i in (-1, 0, 1):
+        bottom, top = Cut(bits[0], one + i), Cut(bits[1], two + i)
+        for given in [(bottom,), (bottom, top), (EVERYTHING, top), (bottom, NOTHING)]:
+            found = trimmed(tensors, "sft", first, *given)
+            with torch_alone(monkeypatch):
+                assert torch.equal(found, trimmed(tensors, "sft", first, *given))
+    kept = trimmed(tensors, "sft", first, Cut(bits[0], one + 1), Cut(bits[1], two))
+    assert int((kept.abs() == 1).sum()) == 1000
+    assert int((kept.abs() == 2).sum()) == int((model.abs() == 2).sum()) - 999
 
 
 @pytest.mark.parametrize("kind", KINDS)
