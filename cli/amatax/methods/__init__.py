@@ -4,7 +4,8 @@ A kernel is `(tensors, ratio, out=None, *, options) -> tensor`: `tensors` maps e
 that model's tensor (float32 or float64, all of one shape, on one device), `ratio` is the share of RLHF, and the keyword-only arguments, with their types and defaults, are the recipe's options.
 `out` is memory that the result may use (it may be that of the last of NEEDS); a kernel may also ignore it. Nothing else is
 written to. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}. A kernel that reads half precision,
-computes in float32 and rounds once says TAKES_HALF = True, and gets such chunks as they are on disk.
+computes in float32 and rounds once says TAKES_HALF = True, and gets such chunks as they are on disk. One that widens bfloat16
+faster than torch does, in its `prepare` too, and gives float32, says WIDENS = True, and gets such chunks on the CPU.
 
 A method that must know the whole tensor first (a threshold, a norm) has a `prepare(chunks, ratio, *, options) -> stats` beside
 its kernel: `chunks()` goes through the tensor once more each time it is called (see `Chunks`), and the kernel gets what came of it
@@ -62,6 +63,7 @@ class BoundMethod(NamedTuple):
     kernel: Callable[..., Any]
     prepare: Callable[..., Any] | None  # what it does with the whole tensor first
     takes_half: bool  # it does half precision itself, rounding once
+    widens: bool  # it widens bfloat16 on the CPU itself
     wants_chunk: bool  # its kernel asks where its chunk stands
 
 
@@ -113,8 +115,8 @@ def bind(method: str, options: Mapping[str, Any]) -> BoundMethod:
     """The method with these options."""
     function = kernel(method)
     bound = partial(function, **options) if options else function
-    half = bool(getattr(method_module(method), "TAKES_HALF", False))
-    return BoundMethod(bound, method_prepare(method, options), half, wants_chunk(function))
+    half, widens = (bool(getattr(method_module(method), flag, False)) for flag in ("TAKES_HALF", "WIDENS"))
+    return BoundMethod(bound, method_prepare(method, options), half, widens, wants_chunk(function))
 
 
 def simplest(method: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

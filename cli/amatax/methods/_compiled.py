@@ -13,8 +13,9 @@ MANY = 1 << 17  # elements, a whole block of a merge's: a model without one so l
 
 
 def loops(*tensors: torch.Tensor) -> Any:
-    """The module `_loops`, for many elements on the CPU; None where torch does it: on a GPU, and where numba does not know Python yet."""
-    usable = all(x.is_cpu and x.numel() >= MANY and x.is_contiguous() for x in tensors)
+    """The module `_loops`, for many elements on the CPU (not of float16, which numba does not know); None where torch does it: also on a
+    GPU, and where numba does not know Python yet."""
+    usable = all(x.is_cpu and x.numel() >= MANY and x.is_contiguous() and _kind(x) for x in tensors)
     return _module() if usable else None
 
 
@@ -35,9 +36,16 @@ class _Memory:
 
 
 def array(tensor: torch.Tensor) -> Any:
-    """The memory of a tensor (n,) as numpy sees it, as long as the tensor is there."""
-    kind = f"<f{tensor.itemsize}" if tensor.is_floating_point() else f"<i{tensor.itemsize}"
-    return _array(tensor.data_ptr(), tensor.numel(), kind)
+    """The memory of a tensor (n,) as numpy sees it, as long as the tensor is there; bfloat16 as uint16."""
+    return _array(tensor.data_ptr(), tensor.numel(), _kind(tensor))
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """numpy's name of the dtype; of bfloat16, which it has not, that of two bytes; "" of float16."""
+    width = tensor.itemsize
+    if not tensor.is_floating_point():
+        return f"<i{width}"
+    return f"<f{width}" if width > 2 else "<u2" if "bfloat16" in str(tensor.dtype) else ""
 
 
 @lru_cache(maxsize=64)  # a merge's buffers, which are the same for every block
@@ -45,10 +53,3 @@ def _array(address: int, count: int, kind: str) -> Any:
     import numpy as np
 
     return np.asarray(_Memory(address, count, kind))
-
-
-def bits(tensor: torch.Tensor) -> Any:
-    """The bits of float32 numbers, int32, in the same memory."""
-    import torch
-
-    return array(tensor.view(torch.int32))

@@ -21,7 +21,7 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float, base: torch.Tens
     Args:
         sft, rlhf: the changes, of one shape; both are used up.
         ratio: the share of RLHF. Outside 0..1 a weight is negative, and turns its change around.
-        base: what the changes are added to.
+        base: what the changes are added to, of their dtype or bfloat16.
         scale: of the mean.
     """
     import torch

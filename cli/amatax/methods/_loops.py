@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba.extending import overload
 from numpy import float32, float64, inf, int32, uint32, uint64, zeros
 
 MAGNITUDE = int32(0x7FFFFFFF)  # float32 without its sign
@@ -25,6 +26,28 @@ def compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
+def wide(number: Any) -> Any:
+    """An element as it is computed with: what comes as uint16 is bfloat16, the upper half of a float32."""
+    return number
+
+
+@overload(wide, inline="always")
+def _wide(number: Any) -> Any:
+    def widened(number: Any) -> Any:
+        return uint32(uint32(number) << uint32(16)).view(float32)
+
+    def same(number: Any) -> Any:
+        return number
+
+    return widened if number == numba.types.uint16 else same
+
+
+@numba.njit(inline="always")
+def bits(number: Any) -> Any:
+    """Those of its magnitude in float32."""
+    return float32(number).view(int32) & MAGNITUDE
+
+
 @numba.njit(inline="always")
 def numbers(i: Any, start: Any, key: Any) -> tuple[Any, Any]:
     """Both random numbers of element i, int32, as amatax.methods._random has them; everything given is uint32."""
@@ -33,6 +56,13 @@ def numbers(i: Any, start: Any, key: Any) -> tuple[Any, Any]:
     x = uint32((x ^ (x >> uint32(15))) * uint32(0x735A2D97))
     y = uint32((x ^ (x >> uint32(15))) * uint32(0x31848BAB))
     return int32(x) >> int32(1), int32(y) >> int32(1)
+
+
+@compiled
+def change(base: Any, model: Any, out: Any) -> None:
+    """model - base."""
+    for i in range(len(base)):
+        out[i] = wide(model[i]) - wide(base[i])
 
 
 @compiled
@@ -47,21 +77,13 @@ def drop(sft: Any, rlhf: Any, start: Any, key: Any, limit: int) -> None:
 
 
 @compiled
-def drop_by_size(
-    sft: Any,
-    rlhf: Any,
-    sizes: tuple[Any, Any],
-    start: Any,
-    key: Any,
-    limits: tuple[Any, Any],
-    factors: tuple[Any, Any],
-) -> None:
-    """The same with a limit, and a factor for what stays, by the upper 16 bits of a magnitude; `sizes` are the changes' bits."""
+def drop_by_size(sft: Any, rlhf: Any, start: Any, key: Any, limits: tuple[Any, Any], factors: tuple[Any, Any]) -> None:
+    """The same with a limit, and a factor for what stays, by the upper 16 bits of a magnitude."""
     zero = sft.dtype.type(0)
     for i in range(len(sft)):
         x, y = numbers(uint32(i), start, key)
-        a, b = (sizes[0][i] & MAGNITUDE) >> 16, (sizes[1][i] & MAGNITUDE) >> 16
         s, r = sft[i], rlhf[i]
+        a, b = bits(s) >> 16, bits(r) >> 16
         sft[i] = (s if x < limits[0][a] else s * zero) * factors[0][a]
         rlhf[i] = (r if y < limits[1][b] else r * zero) * factors[1][b]
 
@@ -77,33 +99,41 @@ def agree(sft: Any, rlhf: Any, base: Any, weight_sft: Any, weight_rlhf: Any, sca
         low, high = s if s < r else r, s if s > r else r
         alike = (s > zero and r > zero) or (s < zero and r < zero)
         mean = min(max(total, low), high) if alike else (high if total > zero else low)
-        sft[i] = (mean if total == total else total) * scale + base[i]
+        sft[i] = (mean if total == total else total) * scale + wide(base[i])
 
 
 @compiled
 def trim(base: Any, model: Any, out: Any, first: int, bottom: Any, bottom_end: int, top: Any, top_end: int) -> None:
     """The change, with zeros below the bottom and above the top; the first of those at a limit, up to its end, count as above it."""
-    zero = base.dtype.type(0)
-    for i in range(len(base)):
-        change = model[i] - base[i]
+    count, zero = len(base), out.dtype.type(0)
+    stay = uint32(min(max(bottom_end - first, 0), count))  # of those at the bottom, the elements before this one
+    go = uint32(min(max(top_end - first, 0), count))
+    if top == inf and not go:
+        for i in range(count):
+            change = wide(model[i]) - wide(base[i])
+            size = abs(float32(change))
+            out[i] = zero if (size < bottom) | ((size == bottom) & (uint32(i) >= stay)) else change
+        return
+    for i in range(count):
+        change = wide(model[i]) - wide(base[i])
         size = abs(float32(change))
-        goes = (size < bottom) | ((size == bottom) & (first + i >= bottom_end))
-        tops = (size > top) | ((size == top) & (first + i < top_end))
+        goes = (size < bottom) | ((size == bottom) & (uint32(i) >= stay))
+        tops = (size > top) | ((size == top) & (uint32(i) < go))
         out[i] = zero if goes else (change - change if tops else change)
 
 
 @compiled
 def count(base: Any, model: Any, low: Any, high: Any) -> tuple[int, int, int, int, int]:
-    """Of a change, in float32, how many sizes are above `high`, at it, between both, at `low`, and finite."""
-    above = from_high = beyond_low = from_low = finite = 0
+    """Of a change, in float32, how many sizes are above `high`, at it, between both, at `low`, and finite; of less than 2^32 elements."""
+    above = from_high = beyond_low = from_low = finite = uint32(0)  # as wide as the numbers: counted side by side
     for i in range(len(base)):
-        size = abs(float32(model[i] - base[i]))
-        above += size > high
-        from_high += size >= high
-        beyond_low += size > low
-        from_low += size >= low
-        finite += int(size < inf)
-    return above, from_high - above, beyond_low - from_high, from_low - beyond_low, finite
+        size = abs(float32(wide(model[i]) - wide(base[i])))
+        above = uint32(above + uint32(size > high))
+        from_high = uint32(from_high + uint32(size >= high))
+        beyond_low = uint32(beyond_low + uint32(size > low))
+        from_low = uint32(from_low + uint32(size >= low))
+        finite = uint32(finite + uint32(size < inf))
+    return int(above), int(from_high - above), int(beyond_low - from_high), int(from_low - beyond_low), int(finite)
 
 
 @numba.njit(inline="always")
@@ -111,7 +141,7 @@ def inside(base: Any, model: Any, begin: int, count: int, low: Any, high: Any) -
     """A bit for each change from `low` to `high`."""
     word = uint64(0)
     for j in range(count):
-        size = abs(float32(model[begin + j] - base[begin + j]))
+        size = abs(float32(wide(model[begin + j]) - wide(base[begin + j])))
         word |= uint64((size >= low) & (size <= high)) << uint64(j)
     return word
 
@@ -131,16 +161,16 @@ def pick(base: Any, model: Any, low: Any, high: Any, first: int, found: Any, whe
                 word, i = word >> uint64(8), i + 8
                 continue
             if word & uint64(1):
-                found[n], where[n] = abs(float32(model[i] - base[i])), first + i
+                found[n], where[n] = abs(float32(wide(model[i]) - wide(base[i]))), first + i
                 n += 1
             word, i = word >> uint64(1), i + 1
 
 
 @compiled
-def tally(sizes: Any, counts: Any) -> None:
-    """Count magnitudes by their upper 16 bits."""
-    for i in range(len(sizes)):
-        counts[(sizes[i] & MAGNITUDE) >> 16] += 1
+def tally(base: Any, model: Any, counts: Any) -> None:
+    """Count a change's magnitudes by their upper 16 bits."""
+    for i in range(len(base)):
+        counts[bits(wide(model[i]) - wide(base[i])) >> 16] += 1
 
 
 @compiled
@@ -150,12 +180,12 @@ def products(sft: Any, rlhf: Any) -> tuple[float, float, float]:
     whole = len(sft) - len(sft) % LANES
     for begin in range(0, whole, LANES):
         for j in range(LANES):
-            s, r = float64(sft[begin + j]), float64(rlhf[begin + j])
+            s, r = float64(wide(sft[begin + j])), float64(wide(rlhf[begin + j]))
             both[j] += s * r
             one[j] += s * s
             other[j] += r * r
     for i in range(whole, len(sft)):
-        s, r = float64(sft[i]), float64(rlhf[i])
+        s, r = float64(wide(sft[i])), float64(wide(rlhf[i]))
         both[0] += s * r
         one[0] += s * s
         other[0] += r * r

@@ -12,7 +12,7 @@ from math import floor
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
-from amatax.methods._compiled import array, bits, loops
+from amatax.methods._compiled import array, loops
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,20 @@ def part(share: float, count: int) -> int:
 
 
 def deltas(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What SFT and RLHF changed in the base model."""
-    return tensors["sft"] - tensors["base"], tensors["rlhf"] - tensors["base"]
+    """What SFT and RLHF changed in the base model, in float32 or wider."""
+    return delta(tensors["base"], tensors["sft"]), delta(tensors["base"], tensors["rlhf"])
+
+
+def delta(base: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """What a model changed, in float32 or wider."""
+    import torch
+
+    wide = torch.promote_types(base.dtype, torch.float32)
+    if base.dtype is not wide and (compiled := loops(base, model)):
+        out = base.new_empty(len(base), dtype=wide)
+        compiled.change(*map(array, (base, model, out)))
+        return out
+    return model.to(wide) - base.to(wide)
 
 
 def magnitude(delta: torch.Tensor) -> torch.Tensor:
@@ -73,13 +85,15 @@ def trimmed(
     tensors: Mapping[str, torch.Tensor], role: str, first: int, bottom: Cut, top: Cut = NOTHING
 ) -> torch.Tensor:
     """A model's change with zeros after the one cut and before the other; `first` is the index of its first element."""
+    import torch
+
     base, model = tensors["base"], tensors[role]
     if compiled := loops(base, model):
-        out = base.new_empty(len(base))
+        out = base.new_empty(len(base), dtype=torch.promote_types(base.dtype, torch.float32))
         ends = [end for cut in (bottom, top) for end in (compiled.float32(size(cut.bits)), cut.first)]
         compiled.trim(*map(array, (base, model, out)), first, *ends)
         return out
-    change = model - base
+    change = delta(base, model)
     kept = trim(change, bottom, first)
     return kept if top == NOTHING else kept.sub_(trim(change, top, first))
 
@@ -95,9 +109,10 @@ def histograms(chunks: Chunks) -> list[torch.Tensor]:
 
     found = [torch.zeros(BINS, dtype=torch.int64) for _ in range(2)]
     for chunk in chunks():
-        for counts, delta in zip(found, deltas(chunk), strict=True):
-            if compiled := loops(delta := delta.to(torch.float32)):
-                compiled.tally(bits(delta), array(counts))
+        for counts, role in zip(found, ("sft", "rlhf"), strict=True):
+            if compiled := loops(chunk["base"], chunk[role]):
+                compiled.tally(*map(array, (chunk["base"], chunk[role], counts)))
                 continue
-            counts += torch.bincount(magnitude(delta) >> 16, minlength=BINS).cpu()
+            change = delta(chunk["base"], chunk[role])
+            counts += torch.bincount(magnitude(change) >> 16, minlength=BINS).cpu()
     return found

@@ -18,6 +18,7 @@ from amatax.methods._magnitudes import (
     INFINITE,
     NOTHING,
     Cut,
+    delta,
     deltas,
     histograms,
     keep_above,
@@ -112,7 +113,7 @@ class _Tally:
             ends = (compiled.float32(size(bits)) for bits in (low, high))
             above, at_high, inside, at_low, finite = compiled.count(array(base), array(model), *ends)
         else:
-            change = (model - base).to(torch.float32)
+            change = delta(base, model).to(torch.float32)
             from_high, from_low = (_nonzero(keep_above(change, end - 1)) if end else len(change) for end in (high, low))
             above, beyond_low = _nonzero(keep_above(change, high)), _nonzero(keep_above(change, low))
             at_high, inside, at_low = from_high - above, beyond_low - from_high, from_low - beyond_low
@@ -139,7 +140,7 @@ class _Tally:
             ends = (compiled.float32(size(bits)) for bits in (low, high))
             compiled.pick(array(base), array(model), *ends, first, array(found.view(torch.float32)), array(where))
             return
-        change = (model - base).to(torch.float32)
+        change = delta(base, model).to(torch.float32)
         places = keep_above(change, low - 1).sub_(keep_above(change, high)).view(torch.int32).nonzero()[:, 0]
         found[:], where[:] = magnitude(change[places]), places.add_(first)
 
@@ -169,7 +170,8 @@ class _Tally:
             if rank <= block[column]:
                 break
             rank -= block[column]
-        change = deltas(next(chunks(first=block[0])))[self.wanted.model]
+        chunk = next(chunks(first=block[0]))
+        change = delta(chunk["base"], chunk[MODELS[self.wanted.model]])
         return Cut(bits, block[0] + int((magnitude(change) == bits).nonzero()[rank - 1]) + 1)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 NEEDS = ("base", "sft", "rlhf")
+WIDENS = True
 
 
 def prepare(chunks: Chunks, ratio: float, *, density: Share = 0.9, gamma: Share = 0.01) -> list[tuple[Cut, ...]]:
@@ -39,7 +40,7 @@ def breadcrumbs(
     """base + scale * ((1 - ratio) * masked(sft - base) + ratio * masked(rlhf - base)).
 
     Args:
-        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF; 0 is SFT, 1 is RLHF.
         out: ignored.
         stats: what `prepare` found.
@@ -50,10 +51,10 @@ def breadcrumbs(
         scale: of both changes together.
 
     Returns:
-        A tensor of the same shape, dtype and device.
+        A tensor of the same shape and device, in float32 or wider.
     """
     sft, rlhf = (
         trimmed(tensors, role, chunk.first, bottom, top)
         for role, (top, bottom) in zip(("sft", "rlhf"), stats, strict=True)
     )
-    return sft.mul_((1 - ratio) * scale).add_(rlhf, alpha=ratio * scale).add_(tensors["base"])
+    return sft.mul_((1 - ratio) * scale).add_(rlhf, alpha=ratio * scale).add_(tensors["base"].to(sft.dtype))

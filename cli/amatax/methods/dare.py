@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 NEEDS = ("base", "sft", "rlhf")
+WIDENS = True
 
 
 def dare(
@@ -29,7 +30,7 @@ def dare(
     """base + scale * ((1 - ratio) * dropped(sft - base) + ratio * dropped(rlhf - base)).
 
     Args:
-        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF; 0 is SFT, 1 is RLHF.
         out: ignored.
         chunk: where this one stands.
@@ -39,8 +40,8 @@ def dare(
         seed: of the drops; they depend on it, the tensor's name and the element alone.
 
     Returns:
-        A tensor of the same shape, dtype and device.
+        A tensor of the same shape and device, in float32 or wider.
     """
     sft, rlhf = drop(*deltas(tensors), chunk, density, seed)
     factor = scale * rescaling(density) if rescale else scale
-    return sft.mul_((1 - ratio) * factor).add_(rlhf, alpha=ratio * factor).add_(tensors["base"])
+    return sft.mul_((1 - ratio) * factor).add_(rlhf, alpha=ratio * factor).add_(tensors["base"].to(sft.dtype))

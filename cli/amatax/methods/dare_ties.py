@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 NEEDS = ("base", "sft", "rlhf")
+WIDENS = True
 
 
 def dare_ties(
@@ -30,7 +31,7 @@ def dare_ties(
     """base + scale * the disjoint mean of the changes of SFT and RLHF, each dropped at random.
 
     Args:
-        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF: the changes are weighted by 1 - ratio and ratio.
         out: ignored.
         chunk: where this one stands.
@@ -40,7 +41,7 @@ def dare_ties(
         seed: of the drops; they are those of `dare`.
 
     Returns:
-        A tensor of the same shape, dtype and device.
+        A tensor of the same shape and device, in float32 or wider.
     """
     changes = drop(*deltas(tensors), chunk, density, seed)
     factor = scale * rescaling(density) if rescale else scale

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunk, Chunks, Factor, Flag, Seed, Share
-from amatax.methods._compiled import array, bits, loops
+from amatax.methods._compiled import array, loops
 from amatax.methods._consensus import agreed
 from amatax.methods._magnitudes import deltas, histograms, magnitude
 from amatax.methods._random import NONE, WORD, keep, numbers, pieces
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 NEEDS = ("base", "sft", "rlhf")
+WIDENS = True
 
 
 class Chances(NamedTuple):
@@ -72,7 +73,7 @@ def della(
     """base + scale * the disjoint mean of the changes of SFT and RLHF, each dropped at random by its magnitudes' ranks.
 
     Args:
-        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF: the changes are weighted by 1 - ratio and ratio.
         out: ignored.
         stats: what `prepare` found.
@@ -84,7 +85,7 @@ def della(
         seed: of the drops; they depend on it, the tensor's name and the element alone.
 
     Returns:
-        A tensor of the same shape, dtype and device.
+        A tensor of the same shape and device, in float32 or wider.
     """
     changes = deltas(tensors)
     if compiled := loops(*changes):
@@ -92,8 +93,7 @@ def della(
         begin = 0
         for count, start, key in pieces(chunk, len(changes[0]), seed):
             some = [change[begin : begin + count] for change in changes]
-            narrow, words = [x.float() for x in some], map(compiled.uint32, (start, key))
-            compiled.drop_by_size(*map(array, some), tuple(map(bits, narrow)), *words, *tables)
+            compiled.drop_by_size(*map(array, some), *map(compiled.uint32, (start, key)), *tables)
             begin += count
         return agreed(*changes, ratio, tensors["base"], scale)
     both = numbers(chunk, len(changes[0]), seed, changes[0].device)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 NEEDS = ("base", "sft", "rlhf")
+WIDENS = True
 
 
 def prepare(chunks: Chunks, ratio: float, *, density: Share = 0.5) -> list[tuple[Cut, ...]]:
@@ -34,7 +35,7 @@ def ties(
     """base + scale * the disjoint mean of the trimmed changes of SFT and RLHF.
 
     Args:
-        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (float32 or float64), on one device.
+        tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF: the changes are weighted by 1 - ratio and ratio.
         out: ignored.
         stats: what `prepare` found.
@@ -43,7 +44,7 @@ def ties(
         scale: of the merged change (lambda in the paper).
 
     Returns:
-        A tensor of the same shape, dtype and device.
+        A tensor of the same shape and device, in float32 or wider.
     """
     sft, rlhf = (trimmed(tensors, role, chunk.first, cut) for role, (cut,) in zip(("sft", "rlhf"), stats, strict=True))
     return agreed(sft, rlhf, ratio, tensors["base"], scale)

@@ -171,12 +171,18 @@ class Worker:
         merged: torch.Tensor = part.method.kernel(values, part.tensor.ratio, out, **given)
         return merged
 
+    def _widens(self, part: Part) -> bool:
+        """Whether the method gets bfloat16 as it is, and widens it itself."""
+        tensor = part.tensor
+        narrow = all(entry.dtype == "BF16" for entry in tensor.sources.values()) and tensor.copy_of is None
+        return part.method.widens and narrow and self.device.type == "cpu" and not self.deltas
+
     def _prepared(self, part: Part, sources: list[Source]) -> Any:
         """What the method finds out about the whole tensor, from its numbers in the dtype it is merged in, block by block."""
         tensor, prepare = part.tensor, part.method.prepare
         if prepare is None or tensor.copy_of is not None or not part.elements:
             return None
-        slot = self.slots[0]
+        slot, as_is = self.slots[0], self._widens(part)
 
         def through(every: int, start: int) -> Iterator[Tensors]:
             for first, n in self._chunks(part.elements[start:]):
@@ -187,6 +193,9 @@ class Worker:
                 raw, count = {role: numbers[::early] for role, numbers in raw.items()}, -(-n // early)
                 for begin in range(0, count, self.block):
                     end = min(count, begin + self.block)
+                    if as_is:
+                        yield {role: numbers[begin : end : every // early] for role, numbers in raw.items()}
+                        continue
                     values = self._widened(raw, first, begin, end, _compute_dtype(tensor))
                     yield {role: numbers[:: every // early] for role, numbers in values.items()}
 
@@ -300,15 +309,16 @@ class Worker:
 
     def _merge_wide(self, part: Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
-        compute, copied = _compute_dtype(part.tensor), part.tensor.copy_of
+        compute, copied, as_is = _compute_dtype(part.tensor), part.tensor.copy_of, self._widens(part)
         screens = []
         for begin in range(0, len(out), self.block):
             end = min(len(out), begin + self.block)
-            values = self._widened(raw, first, begin, end, compute)
-            if copied:
-                merged = values[copied]
+            if as_is:
+                merged = self._kernel(part, {r: x[begin:end] for r, x in raw.items()}, None, first + begin, stats)
             else:
-                merged = self._kernel(part, values, values[self._last(values)], first + begin, stats)
+                values = self._widened(raw, first, begin, end, compute)
+                memory = values[self._last(values)]
+                merged = values[copied] if copied else self._kernel(part, values, memory, first + begin, stats)
             narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
             if self.stream:
                 out[begin:end].copy_(narrowed, non_blocking=True)
