@@ -15,8 +15,10 @@ MANY = 1 << 17  # elements, a whole block of a merge's: a model without one so l
 def loops(*tensors: torch.Tensor) -> Any:
     """The module `_loops`, for many elements on the CPU (not of float16, which numba does not know); None where torch does it: also on a
     GPU, and where numba does not know Python yet."""
-    usable = all(x.is_cpu and x.numel() >= MANY and x.is_contiguous() and _kind(x) for x in tensors)
-    return _module() if usable else None
+    for x in tensors:
+        if x.numel() < MANY or not (x.is_cpu and _kind(x.dtype) and x.is_contiguous()):
+            return None
+    return _module()
 
 
 @cache
@@ -37,15 +39,15 @@ class _Memory:
 
 def array(tensor: torch.Tensor) -> Any:
     """The memory of a tensor (n,) as numpy sees it, as long as the tensor is there; bfloat16 as uint16."""
-    return _array(tensor.data_ptr(), tensor.numel(), _kind(tensor))
+    return _array(tensor.data_ptr(), tensor.numel(), _kind(tensor.dtype))
 
 
-def _kind(tensor: torch.Tensor) -> str:
-    """numpy's name of the dtype; of bfloat16, which it has not, that of two bytes; "" of float16."""
-    width = tensor.itemsize
-    if not tensor.is_floating_point():
-        return f"<i{width}"
-    return f"<f{width}" if width > 2 else "<u2" if "bfloat16" in str(tensor.dtype) else ""
+@cache
+def _kind(dtype: torch.dtype) -> str:
+    """numpy's name of it; of bfloat16, which it has not, that of two bytes; "" of float16."""
+    if not dtype.is_floating_point:
+        return f"<i{dtype.itemsize}"
+    return f"<f{dtype.itemsize}" if dtype.itemsize > 2 else "<u2" if str(dtype) == "torch.bfloat16" else ""
 
 
 @lru_cache(maxsize=64)  # a merge's buffers, which are the same for every block

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MODELS = ("sft", "rlhf")
 EVERY = (31, 61, 127, 251)  # of so many elements one is in the sample; primes: it meets every row and column
+ALIKE = 256  # neighbours in a sample that may be alike
 DEVIATIONS = 4  # of the sample's rank: as far as that the cut may lie from where it says
 MANY = 1e-3  # the share of equal elements from which on they are counted and not picked out
 MOST = 1 << 21  # elements that may be picked out
@@ -202,12 +203,14 @@ def _brackets(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[_Bracket] | Non
     if not every:  # so few that all of them can be picked out
         return [_Bracket(0, INFINITE, True, False)] * len(wanted)
     pieces = [[magnitude(delta) for delta in deltas(chunk)] for chunk in chunks(every)]
-    samples = [torch.cat(model).sort().values for model in zip(*pieces, strict=True)]
+    drawn_as_is = [torch.cat(model) for model in zip(*pieces, strict=True)]
+    samples = [sample.sort().values for sample in drawn_as_is]
     found = []
     for one in wanted:
         sample, share = samples[one.model], one.rank / chunks.count
         drawn = len(sample)
-        margin = DEVIATIONS * math.sqrt(drawn * share * (1 - share)) + 1
+        deviation = _deviation(drawn_as_is[one.model], int(sample[min(int(drawn * (1 - share)), drawn - 1)]))
+        margin = DEVIATIONS * max(math.sqrt(drawn * share * (1 - share)), deviation) + 1
         begin, end = math.floor(drawn * (1 - share) - margin), math.ceil(drawn * (1 - share) + margin)
         low = int(sample[begin]) if begin >= 0 else 0  # beyond the sample's ends there may be more
         high = int(sample[end]) if end < drawn else INFINITE
@@ -218,6 +221,14 @@ def _brackets(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[_Bracket] | Non
             return None
         found.append(_Bracket(low, high, many_low, many_high))
     return found
+
+
+def _deviation(sample: torch.Tensor, bits: int) -> float:
+    """The standard deviation of how many in a sample are larger, where neighbours are alike: from one row of so many to the next."""
+    import torch
+
+    rows = (sample[: len(sample) // ALIKE * ALIKE].view(-1, ALIKE) > bits).sum(1, dtype=torch.float32)
+    return float(rows.std()) * math.sqrt(len(rows)) if len(rows) > 1 else 0.0
 
 
 def _count(ordered: torch.Tensor, low: int, high: int) -> int:

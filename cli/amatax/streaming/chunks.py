@@ -31,6 +31,8 @@ HALF = {"F16", "BF16"}
 WIDE = {"F32", "F64"}
 LEAST = 1 << 15  # elements of a chunk; with less, a device without memory is given up
 SAMPLE = 1 << 14  # elements of a sampled tensor in which the rounding of the output dtype is measured
+RUN, APART = 1 << 13, 8  # for a sample of a large tensor, one run of so many elements is read in so many runs
+LARGE = 64 * RUN * APART
 
 
 @dataclass
@@ -185,16 +187,16 @@ class Worker:
         slot, as_is = self.slots[0], self._widens(part)
 
         def through(every: int, start: int) -> Iterator[Tensors]:
-            for first, n in self._chunks(part.elements[start:]):
-                if self.stream:
-                    self.stream.synchronize()  # the last chunk may still be on its way from this memory
-                raw = {source.role: self._numbers(slot, source, first, n) for source in sources}
-                early = 1 if self.deltas else every  # an adapter's part is made for whole rows
-                raw, count = {role: numbers[::early] for role, numbers in raw.items()}, -(-n // early)
+            early = 1 if self.deltas else every  # an adapter's part is made for whole rows
+            sparse = every > APART and len(part.elements) >= LARGE and not self.deltas
+            for first, raw in self._sparse(part, slot, sources) if sparse else self._dense(part, slot, sources, start):
+                step = early // APART if sparse else early
+                raw = {role: numbers[::step] for role, numbers in raw.items()}
+                count = min(map(len, raw.values()))
                 for begin in range(0, count, self.block):
                     end = min(count, begin + self.block)
                     if as_is:
-                        yield {role: numbers[begin : end : every // early] for role, numbers in raw.items()}
+                        yield {role: numbers[begin:end] for role, numbers in raw.items()}
                         continue
                     values = self._widened(raw, first, begin, end, _compute_dtype(tensor))
                     yield {role: numbers[:: every // early] for role, numbers in values.items()}
@@ -204,6 +206,29 @@ class Worker:
             if self.stream:
                 self.stream.synchronize()
         return stats
+
+    def _dense(self, part: Part, slot: Slot, sources: list[Source], start: int) -> Iterator[tuple[int, Tensors]]:
+        """(first element, every model's numbers) of each chunk from an element of the part on."""
+        for first, n in self._chunks(part.elements[start:]):
+            if self.stream:
+                self.stream.synchronize()  # the last chunk may still be on its way from this memory
+            yield first, {source.role: self._numbers(slot, source, first, n) for source in sources}
+
+    def _sparse(self, part: Part, slot: Slot, sources: list[Source]) -> Iterator[tuple[int, Tensors]]:
+        """The same of one run in APART, side by side: most of the part is not read."""
+        whole = part.elements[: len(part.elements) // RUN * RUN]
+        runs = whole[:: RUN * APART]
+        for i in range(0, len(runs), max(1, self.elements // RUN)):
+            some = runs[i : i + max(1, self.elements // RUN)]
+            if self.stopped():
+                raise KeyboardInterrupt
+            if self.stream:
+                self.stream.synchronize()
+            for source in sources:
+                view, size = slot.raw[source.role].view, RUN * source.width
+                for k, first in enumerate(some):
+                    self.files.read(source.path, view[k * size : (k + 1) * size], source.offset + first * source.width)
+            yield some[0], {s.role: slot.raw[s.role].numbers(s.dtype, len(some) * RUN) for s in sources}
 
     def _widened(self, raw: Tensors, first: int, begin: int, end: int, compute: torch.dtype) -> Tensors:
         """Numbers of a block on the device, adapters added; on a GPU the narrow bytes cross the bus, and are widened there.
