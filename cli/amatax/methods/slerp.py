@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
 from amatax.methods._compiled import array, loops
+from amatax.methods.average import average
 
 if TYPE_CHECKING:
     import torch
 
 NEEDS = ("sft", "rlhf")
 COPIES = {0.0: "sft", 1.0: "rlhf"}
+TAKES_HALF = WIDENS = True
 PARALLEL = 0.9995  # of the cosine: above it the arc is a line
 
 
@@ -24,15 +26,15 @@ class Weights(NamedTuple):
     rlhf: float
 
 
-def prepare(chunks: Chunks, ratio: float) -> Weights:
-    """The weights, from the angle between the two tensors; where they are parallel, or one is zero: those of the average.
+def prepare(chunks: Chunks, ratio: float) -> Weights | None:
+    """The weights, from the angle between the two tensors; None where they are parallel, or one is zero: it is the average there.
 
     sin((1 - ratio) * angle) / sin(angle) and sin(ratio * angle) / sin(angle).
     """
     dot, one, other = _products(chunks)
     size = math.sqrt(one) * math.sqrt(other)
     if not 0 < size < math.inf or abs(dot) > PARALLEL * size:
-        return Weights(1 - ratio, ratio)
+        return None
     angle = math.acos(dot / size)
     return Weights(math.sin((1 - ratio) * angle) / math.sin(angle), math.sin(ratio * angle) / math.sin(angle))
 
@@ -46,14 +48,14 @@ def _products(chunks: Chunks) -> tuple[float, float, float]:
         if compiled := loops(chunk["sft"], chunk["rlhf"]):
             sums += torch.tensor(compiled.products(*(array(chunk[role]) for role in NEEDS)), dtype=torch.float64)
             continue
-        sft, rlhf = chunk["sft"].double(), chunk["rlhf"].double()
+        sft, rlhf = (chunk[role].double() for role in NEEDS)
         sums += torch.stack([sft @ rlhf, sft @ sft, rlhf @ rlhf]).cpu()
     dot, one, other = sums.tolist()
     return dot, one, other
 
 
 def slerp(
-    tensors: Mapping[str, torch.Tensor], ratio: float, out: torch.Tensor | None = None, *, stats: Weights
+    tensors: Mapping[str, torch.Tensor], ratio: float, out: torch.Tensor | None = None, *, stats: Weights | None
 ) -> torch.Tensor:
     """Along the arc between both tensors: where they are equally long, the angle to SFT is `ratio` of the angle between them.
 
@@ -68,4 +70,9 @@ def slerp(
     """
     import torch
 
-    return torch.mul(tensors["rlhf"], stats.rlhf, out=out).add_(tensors["sft"] * stats.sft)
+    if stats is None:
+        return average(tensors, ratio, out)
+    wide = torch.promote_types(tensors["sft"].dtype, torch.float32)
+    sft, rlhf = (tensors[role].to(wide) for role in NEEDS)
+    memory = out if out is not None and out.dtype == wide else None
+    return torch.mul(rlhf, stats.rlhf, out=memory).add_(sft * stats.sft)
