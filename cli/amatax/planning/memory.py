@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 
-from amatax.methods import method_needs, simplest
+from amatax.methods import bind, method_needs, simplest
+from amatax.methods._compiled import MANY
 from amatax.planning.plan import Plan
 from amatax.planning.tensors import PlannedTensor
 
@@ -13,6 +14,7 @@ CPU_ELEMENTS = 1 << 18  # of a chunk, read and written at once: smaller ones cos
 CPU_BLOCK = 1 << 17  # merged at once: what a core's own cache holds
 MOST_THREADS = 8  # by default; more seldom help, and each has buffers of its own
 PROCESS = 230 << 20  # Python with torch
+COMPILER = 140 << 20  # numba, of methods with loops
 PER_TENSOR = 4000  # of plan and record
 
 
@@ -25,14 +27,17 @@ def default_threads() -> int:
 
 def expected_memory(plan: Plan, threads: int | None = None) -> int:
     """Resident bytes on the CPU, about: each worker has raw bytes of a chunk and numbers of a block, for every model."""
-    roles = len(method_needs(simplest(plan.recipe.merge.method, plan.recipe.merge.options)[0]))
+    method, options = simplest(plan.recipe.merge.method, plan.recipe.merge.options)
+    roles = len(method_needs(method))
+    large = any(math.prod(tensor.shape) >= MANY for tensor in plan.tensors.values())
+    process = PROCESS + COMPILER * (large and bind(method, options).widens)
     width = max(
         (e.nbytes // max(1, math.prod(e.shape)) for t in plan.tensors.values() for e in t.sources.values()),
         default=2,
     )
     worker = CPU_ELEMENTS * width * (roles + 1) + CPU_BLOCK * 8 * (roles + 1)
     adapters = max((_adapter_bytes(tensor) for tensor in plan.tensors.values()), default=0)
-    return PROCESS + (threads or default_threads()) * (worker + adapters) + PER_TENSOR * len(plan.tensors)
+    return process + (threads or default_threads()) * (worker + adapters) + PER_TENSOR * len(plan.tensors)
 
 
 def _adapter_bytes(tensor: PlannedTensor) -> int:
