@@ -22,10 +22,14 @@ from tests.methods.family import OPTIONS, recipe, tensors
 from tests.methods.whole import merge
 
 
+@pytest.mark.parametrize("output", [{}, {"dtype": "float32"}])
 @pytest.mark.parametrize("method", sorted(OPTIONS))
-def test_every_tensor_is_that_of_the_method(family_of_three: Path, tmp_path: Path, method: str) -> None:
+def test_every_tensor_is_that_of_the_method(
+    family_of_three: Path, tmp_path: Path, method: str, output: dict[str, str]
+) -> None:
     """One after another through the function alone, in other blocks than the command has; and by more threads and shards."""
-    assert run_amatax("merge", recipe(family_of_three, tmp_path, method), tmp_path / "out", "--threads", 1).code == 0
+    made = recipe(family_of_three, tmp_path, method, **output)
+    assert run_amatax("merge", made, tmp_path / "out", "--threads", 1).code == 0
     found = tensors(tmp_path / "out")
     models = {role: tensors(family_of_three / role) for role in ("base", "sft", "rlhf")}
     for name, got in found.items():
@@ -33,7 +37,7 @@ def test_every_tensor_is_that_of_the_method(family_of_three: Path, tmp_path: Pat
         block = 1 << 17 if method == "slerp" else 50_000  # sums hang on where they are cut
         want = merge(method, base, sft, rlhf, 0.4, block=block, name=name, **OPTIONS[method])
         assert torch.equal(got.flatten(), want.to(got.dtype)), name
-    other = recipe(family_of_three, tmp_path, method, max_shard_size="1MB")
+    other = recipe(family_of_three, tmp_path, method, max_shard_size="1MB", **output)
     assert run_amatax("merge", other, tmp_path / "other", "--threads", 3).code == 0
     again = tensors(tmp_path / "other")
     assert again.keys() == found.keys()

@@ -334,7 +334,8 @@ class Worker:
 
     def _merge_wide(self, part: Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
-        compute, copied, as_is = _compute_dtype(part.tensor), part.tensor.copy_of, self._widens(part)
+        compute, copied = _compute_dtype(part.tensor), part.tensor.copy_of
+        as_is = self._widens(part) and not part.method.takes_half  # it would round to half precision
         screens = []
         for begin in range(0, len(out), self.block):
             end = min(len(out), begin + self.block)
