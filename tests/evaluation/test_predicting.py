@@ -165,7 +165,9 @@ def sweep(folder: Path, data: Path, **options: Any) -> Swept:
 
 @pytest.fixture(scope="module")
 def whole(distilled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("surrogate")
+    folder = (
+        tmp_path_factory.mktemp("surrogate") / "s"
+    )  # as deep as the others: chosen.yaml names the models from there
     sweep(folder, distilled)
     return folder
 
