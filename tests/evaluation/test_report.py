@@ -232,3 +232,36 @@ def test_examples_are_of_the_reported_half_and_differ() -> None:
     assert one is not None
     alike = replace(results.points[1], measured={"reward": results.points[0].measured["reward"]})
     assert examples(results, [results.points[0], alike]) == []
+
+
+def test_what_was_predicted_is_marked_so(tmp_path: Path) -> None:
+    """The dashed front says that it was not measured; names from outside stay text."""
+    from amatax.evaluation.predicting import Foretold, Miss
+    from amatax.evaluation.surrogate import Proposal, Surface
+
+    results = table((REWARD, ABILITIES), {k: v[:2] for k, v in ROWS.items()})
+    odd = replace(results.points[2], name=EVIL, kind="proposed")
+    results = Results(results.measures, (*results.points, odd))
+    surface = Surface("reward", np.zeros(3), np.array([0.1, np.nan]), 0.02, 0.3)
+    foretold = Foretold(
+        1,
+        ("sft", "rlhf"),
+        (Proposal((0.3,), {"reward": 0.31}, True),),
+        (EVIL,),
+        (),
+        {"reward": surface},
+        (Miss("reward", 0.1, float("nan"), float("nan"), 0.02, 0.3, f"well {EVIL}"),),
+        {("reward", "abilities"): (np.array([[0.1], [0.2]]), np.array([[0.2, 0.9], [0.7, 0.8]]))},
+        f"note {EVIL}",
+    )
+    page = read(write_report(results, tmp_path / "r.html", foretold=foretold))
+    text = "".join(page.text)
+    assert page.tags.count("script") == 1
+    assert "Dashed: predicted, not measured." in text
+    assert "predicted, not measured" in text.replace("Dashed: predicted, not measured.", "")  # in the picture's legend
+    assert "0.310 → 0.300" in text
+    for said in (f"note {EVIL}", f"well {EVIL}", "promises too much", "–"):
+        assert said in text
+    without = "".join(read(write_report(results, tmp_path / "r.html")).text)
+    assert "What was predicted" not in without
+    assert "Dashed" not in without

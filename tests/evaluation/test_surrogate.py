@@ -83,9 +83,9 @@ def test_designs_tell_every_coefficient_and_repeat_nothing(blocks: int, count: i
 
 
 def test_designs_that_cannot_be() -> None:
-    with pytest.raises(DataError, match="10 coefficients: 7 merges cannot tell it"):
+    with pytest.raises(DataError, match="10 coefficients: 7 merges with SFT and RLHF cannot tell it"):
         design(3, 7)
-    with pytest.raises(DataError, match="there are 7 points"):
+    with pytest.raises(DataError, match="no more than 7 points: not 8"):
         design(2, 8)
 
 

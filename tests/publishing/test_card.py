@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,8 +14,9 @@ from amatax.publishing.staging import without_paths
 from amatax.recipes.loading import load_recipe
 from amatax.writing.card import card
 
+ODD = "a|b`c_d*[x]\n<script>"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "models": {"sft": f"acme/sft@{COMMIT}", "rlhf": "/home/somebody/rlhf"},
     "merge": {
         "ratios": {
@@ -109,3 +111,75 @@ def test_the_picture_is_the_same_every_time(tmp_path: Path, blocks: list[object]
     one, two = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png"))
     assert one == two
     assert one.startswith(b"\x89PNG")
+
+
+def swept() -> dict[str, Any]:
+    """What a sweep leaves in a recipe, of a measure with an odd name."""
+    return {
+        "chosen": "grid 0.7,0.3",
+        "alpha": 0.5,
+        "requirements": [
+            {
+                "asked": f"{ODD} >= 0.98*sft",
+                "value": 0.84,
+                "margin": [0.01, -0.02, 0.03],
+                "verdict": "holds, but not for sure",
+            }
+        ],
+        "rule": "the largest share of RLHF's gain (reward)",
+        "merges": {"measured": 12, "holding": 3},
+        "figures": {
+            "sft": {ODD: [0.85, 0.018], "reward": [0.157, 0.009]},
+            "rlhf": {ODD: [0.6, 0.025], "reward": [0.834, 0.015]},
+            "chosen": {ODD: [0.84, 0.02], "reward": [0.61, 0.03]},
+        },
+        "compared": [
+            {"measure": ODD, "with": "sft", "difference": [-0.01, -0.03, 0.01], "verdict": "indistinguishable"},
+            {"measure": "reward", "with": "sft", "difference": [0.45, 0.4, 0.5], "verdict": "better"},
+            {"measure": "reward", "with": "rlhf", "difference": [-0.22, -0.3, -0.2], "verdict": "worse"},
+        ],
+        "measures": {ODD: {"kind": "exact_match", "higher": True}, "reward": {"kind": "reward", "higher": True}},
+    }
+
+
+def with_record(**record: Any) -> str:
+    recipe = load_recipe({**RECIPE, "merge": {"ratios": [0.7, 0.3]}, "record": {**RECIPE["record"], **record}})
+    ratios = recipe.merge.resolved_ratios()
+    assert ratios is not None
+    return card(recipe, ratios, plan_blocks(recipe, ratios, 9)[0], "AutoModelForCausalLM")
+
+
+def test_the_figures_of_a_sweeps_choice() -> None:
+    text = with_record(sweep=swept())
+    shown = r"a\|b\`c\_d\*\[x\] &lt;script>"
+    for said in (
+        "Chosen by a sweep (grid 0.7,0.3) among 3 of 12 merges that hold what was asked, by the largest share of RLHF's gain (reward).",
+        "| | this merge | SFT | RLHF |\n|---|---|---|---|\n",
+        rf"| {shown}, exact\_match ↑ | 0.84 ± 0.02 | 0.85 ± 0.018 | 0.6 ± 0.025 |",
+        "| reward ↑ | 0.61 ± 0.03 | 0.157 ± 0.009 | 0.834 ± 0.015 |",
+        rf"- {shown} >= 0.98\*sft holds, but not for sure: 0.84, asked was 0.83.",
+        f"- Beside SFT: indistinguishable in {shown}; better in reward.\n- Beside RLHF: worse in reward.",
+    ):
+        assert said in text, said
+    assert "<script>" not in text
+    assert "How the ratios were found" not in text  # an earlier fit's ratios are not those that were chosen
+    assert "How the ratios were found" in with_record(sweep={**swept(), "chosen": "recipe"})
+    assert text == with_record(sweep=swept())
+
+
+@pytest.mark.parametrize("cut", list(swept()))
+def test_a_record_that_is_none_of_a_sweeps_says_nothing(cut: str) -> None:
+    """Whoever edits the ratios or the record gets a card without figures, not with wrong ones, and no error after a merge."""
+    for record in (
+        {**swept(), cut: 7.5},
+        {k: v for k, v in swept().items() if k != cut},
+        {**swept(), "alpha": 0.4},
+        [1],
+        "x",
+    ):
+        if not (
+            isinstance(record, dict) and cut in ("chosen", "rule") and record.get("alpha") == 0.5 and cut in record
+        ):
+            text = with_record(sweep=record)
+            assert "at what price" not in text
+            assert "How the ratios were found" in text

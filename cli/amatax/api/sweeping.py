@@ -18,9 +18,11 @@ from amatax.recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from amatax.evaluation.declared import Declared
+    from amatax.evaluation.measuring import Task
     from amatax.evaluation.points import Wanted
+    from amatax.evaluation.predicting import Predicting
     from amatax.evaluation.requirements import Requirement
-    from amatax.evaluation.sweeping import Preview, SweepOptions, Swept, Task
+    from amatax.evaluation.sweeping import Preview, SweepOptions, Swept
 
 OpenTasks = Callable[..., Sequence[Any]]  # as amatax.evaluation.tasks.open_tasks
 
@@ -36,6 +38,7 @@ class _Job:
     requirements: Sequence[Requirement]
     folder: Path
     options: SweepOptions
+    predicting: Predicting | None
 
 
 def sweep(
@@ -58,13 +61,32 @@ def sweep(
 
     watcher = watcher or Watcher()
     job = _job(recipe, output, watcher, **options)
-    swept = sweep_job(job.recipe, job.source, job.plan, job.points, job.tasks, job.folder, job.options, watcher)
+    swept = sweep_job(
+        job.recipe,
+        job.source,
+        job.plan,
+        job.points,
+        job.tasks,
+        job.folder,
+        job.options,
+        watcher,
+        job.predicting,
+        job.requirements,
+    )
     from amatax.evaluation.outcome import write_outcome
     from amatax.streaming.stream import pick_device
 
     device = str(pick_device(job.options.device))
     outcome = write_outcome(
-        swept.results, swept.recipes, job.folder, job.plan, job.source, job.declared, job.requirements, device
+        swept.results,
+        swept.recipes,
+        job.folder,
+        job.plan,
+        job.source,
+        job.declared,
+        job.requirements,
+        device,
+        swept.foretold,
     )
     return replace(swept, outcome=outcome)
 
@@ -77,9 +99,9 @@ def preview_sweep(
     Args:
         recipe: a Recipe, a YAML file, or a mapping.
         output: the folder of the results.
-        options: `alpha` and `fit_alpha` ("0:1:0.1"), `ways` (of evaluation.points.WAYS), `blocks`, `grid` ("0,0.5,1"); `data`, `keep`
-            and `keep_weight` of the fits; `device`, `batch_size`, `threads`, `trust_remote_code`, `overwrite`; `reward`;
-            `measures`, a file of them instead of the recipe's; `require`, what the chosen merge must hold ("reward >= 0.9*rlhf");
+        options: `alpha` and `fit_alpha` ("0:1:0.1"), `ways` (of evaluation.points.WAYS), `blocks`, `grid` ("0,0.5,1"); `surrogate`, how
+            many merges a quadratic in the blocks' ratios is fitted to (without `ways` nothing else is measured, but for its proposals);
+            `data`, `keep` and `keep_weight` of the fits; `device`, `batch_size`, `threads`, `trust_remote_code`, `overwrite`; `reward`; `measures`, a file of them instead of the recipe's; `require`, what the chosen merge must hold ("reward >= 0.9*rlhf");
             `open_tasks`, what makes tasks, for measures of one's own.
 
     Raises:
@@ -89,7 +111,7 @@ def preview_sweep(
     from amatax.evaluation.sweeping import preview
 
     job = _job(recipe, output, watcher or Watcher(), **options)
-    return preview(job.recipe, job.source, job.plan, job.points, job.tasks, job.folder, job.options)
+    return preview(job.recipe, job.source, job.plan, job.points, job.tasks, job.folder, job.options, job.predicting)
 
 
 def _job(
@@ -98,9 +120,10 @@ def _job(
     watcher: Watcher,
     *,
     alpha: str = "0:1:0.1",
-    ways: Sequence[str] = ("uniform",),
+    ways: Sequence[str] | None = None,
     blocks: Sequence[int] = (),
     grid: str = "",
+    surrogate: int = 0,
     fit_alpha: str = "",
     data: str | PathLike[str] | None = None,
     keep: str | PathLike[str] | None = None,
@@ -118,7 +141,8 @@ def _job(
 ) -> _Job:
     """Everything that a sweep is, made ready; faults that the recipe and the headers show come first."""
     from amatax.evaluation.declared import declared_measures
-    from amatax.evaluation.points import numbers, wanted_points
+    from amatax.evaluation.points import numbers, one_count, wanted_points
+    from amatax.evaluation.predicting import plan_surrogate
     from amatax.evaluation.requirements import parse_requirement
     from amatax.evaluation.sweeping import SweepOptions, any_plan, check_points
     from amatax.fitting.libraries import import_libraries
@@ -130,7 +154,7 @@ def _job(
     points = wanted_points(
         loaded,
         numbers(alpha, "--alpha"),
-        ways,
+        ways if ways is not None else () if surrogate else ("uniform",),
         blocks=blocks,
         grid=numbers(grid, "--grid") if grid else (),
         fit_alphas=numbers(fit_alpha, "--fit-alpha") if fit_alpha else (),
@@ -138,6 +162,8 @@ def _job(
     if find_spec("matplotlib") is None:
         raise MissingExtraError("a sweep draws its fronts with matplotlib", 'pip install "amatax[evaluate]"')
     plan = make_plan(any_plan(loaded), remote=True)
+    predicting = plan_surrogate(loaded, one_count(loaded, blocks), surrogate) if surrogate else None
+    points += predicting.points if predicting is not None else ()
     check_points(points, plan)
     plan = downloaded(plan, watcher)
     import_libraries()
@@ -153,7 +179,7 @@ def _job(
         overwrite=overwrite,
     )
     options = SweepOptions(fit, device, computed_in(device), threads, trust_remote_code, overwrite)
-    return _Job(loaded, source, plan, points, list(tasks), declared, requirements, Path(output), options)
+    return _Job(loaded, source, plan, points, list(tasks), declared, requirements, Path(output), options, predicting)
 
 
 def _tasks(

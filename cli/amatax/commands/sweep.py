@@ -11,6 +11,7 @@ from amatax.commands.results_table import print_results
 from amatax.commands.text import columns, human_bytes
 
 if TYPE_CHECKING:
+    from amatax.evaluation.predicting import Foretold
     from amatax.evaluation.sweeping import Preview, Swept
 
 
@@ -19,13 +20,27 @@ def run(
     output: str = typer.Option(..., "--output", "-o", help="The folder of the results.", show_default=False),
     alpha: str = typer.Option("0:1:0.1", help="Shares of RLHF: a range FIRST:LAST:STEP with both ends, or a list."),
     ways: str = typer.Option(
-        "uniform", "--with", help="How to merge: uniform, parts, fitted, tax-aware, recipe; several with commas."
+        "",
+        "--with",
+        help="How to merge: uniform (default), parts, fitted, tax-aware, recipe; several with commas.",
+        show_default=False,
     ),
     blocks: list[int] = typer.Option(
-        [], min=1, help="How many blocks of fits and of the grid; several times for several.", show_default=False
+        [],
+        min=1,
+        help="How many blocks of fits, grid and surrogate; several times for several.",
+        show_default=False,
     ),
     grid: str = typer.Option(
         "", help="Also every combination of these ratios over the blocks: 0,0.5,1.", show_default=False
+    ),
+    surrogate: int | None = typer.Option(
+        None,
+        min=1,
+        metavar="N",
+        help="Measure N merges, fit a quadratic in the blocks' ratios, and measure the three that it predicts to be best; "
+        "without --with nothing else.",
+        show_default=False,
     ),
     fit_alpha: str = typer.Option(
         "", help="Means of the fits; default: --alpha's between 0 and 1.", show_default=False
@@ -65,9 +80,10 @@ def run(
 
     wishes: dict[str, Any] = {
         "alpha": alpha,
-        "ways": [way.strip() for way in ways.split(",") if way.strip()],
+        "ways": [way.strip() for way in ways.split(",") if way.strip()] or None,
         "blocks": blocks,
         "grid": grid,
+        "surrogate": surrogate or 0,
         "fit_alpha": fit_alpha,
         "data": data or None,
         "keep": keep or None,
@@ -102,6 +118,10 @@ def preview_lines(ahead: Preview) -> list[str]:
         kinds.setdefault(point.kind, []).append(point.name.removeprefix(point.kind).strip())
     rows = [[kind, str(len(names)), " ".join(names)] for kind, names in kinds.items()]
     lines = [f"{len(ahead.points)} points:", *(f"  {line}" for line in columns(rows, right=(1,)))]
+    if ahead.proposals:
+        lines.append(
+            f"then the {ahead.proposals} that a quadratic in the ratios of the surrogate's merges predicts to be best"
+        )
     if ahead.fits:
         lines.append(f"{len(ahead.fits)} fits first: {', '.join(ahead.fits)}")
     each = ", ".join(f"{name} {count}" for name, count in ahead.samples.items())
@@ -120,6 +140,7 @@ def preview_json(ahead: Preview) -> dict[str, Any]:
     """What will be done, for scripts."""
     return {
         "points": [{"name": p.name, "kind": p.kind, "alpha": p.alpha, "ratios": p.ratios} for p in ahead.points],
+        "proposals": ahead.proposals,
         "fits": list(ahead.fits),
         "samples": dict(ahead.samples),
         "samples_left": ahead.samples_left,
@@ -138,11 +159,31 @@ def print_swept(swept: Swept) -> None:
     for note in swept.notes:
         print(f"note: {note}")
     if outcome is not None:
-        print("\n".join(["", *outcome.verdict, "", *map(str, outcome.files)]))
+        print("\n".join(["", *outcome.verdict]))
+    if swept.foretold is not None:
+        print("\n".join(["", *foretold_lines(swept.foretold)]))
+    if outcome is not None:
+        print("\n".join(["", *map(str, outcome.files)]))
+
+
+def foretold_lines(foretold: Foretold) -> list[str]:
+    """What the surrogate predicted, and how well."""
+    from amatax.evaluation.words import miss_figures, miss_heads
+
+    lines = [foretold.note] if foretold.note else []
+    if foretold.misses:
+        rows = [miss_heads(foretold), *([m.measure, *miss_figures(m, foretold), m.words] for m in foretold.misses)]
+        lines += [
+            f"{foretold.headline()} How far it misses others (root of the mean square):",
+            *(f"  {line}" for line in columns(rows, right=range(1, len(rows[0]) - 1))),
+        ]
+    return lines
 
 
 def swept_json(swept: Swept, output: str) -> dict[str, Any]:
     """The table for scripts."""
+    from amatax.evaluation.predicting import foretold_json
+
     measures = swept.results.measures
     points = [
         {
@@ -161,6 +202,7 @@ def swept_json(swept: Swept, output: str) -> dict[str, Any]:
         "measured": swept.measured,
         "points": points,
         "chosen": choice.point.name if choice is not None and choice.point is not None else None,
+        "surrogate": foretold_json(swept.results, swept.foretold) if swept.foretold is not None else None,
         "verdict": outcome.verdict if outcome is not None else [],
         "files": [str(file) for file in outcome.files] if outcome is not None else [],
         "notes": swept.notes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from amatax.evaluation.declared import Declared
 from amatax.evaluation.files import write_results, write_whole
 from amatax.evaluation.fronts import pairs
 from amatax.evaluation.picture import draw_fronts
+from amatax.evaluation.predicting import Foretold, foretold_json
 from amatax.evaluation.report import write_report
 from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Results
@@ -24,6 +26,7 @@ from amatax.planning.plan import Plan
 from amatax.recipes.loading import parse_recipe
 from amatax.recipes.schema import Recipe
 
+SURROGATE = "surrogate.json"
 CHOSEN, REPORT, PICTURES = "chosen.yaml", "report.html", ("front.png", "front.svg")
 RECORD = "sweep"  # the key of the recipe's record
 
@@ -51,6 +54,7 @@ def write_outcome(
     declared: Sequence[Declared],
     requirements: Sequence[Requirement],
     device: str,
+    foretold: Foretold | None = None,
 ) -> Outcome:
     """Choose, and write everything.
 
@@ -63,6 +67,7 @@ def write_outcome(
         declared: the measures, whose data has the prompts.
         requirements: what the chosen merge must hold; with none it is the knee.
         device: where it was measured.
+        foretold: what a surrogate predicted: dashed in the pictures.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -86,8 +91,13 @@ def write_outcome(
         files.append(write_whole(target, fill_in(text, wanted, ratios, record, source, target, RECORD).encode()))
     else:
         (folder / CHOSEN).unlink(missing_ok=True)  # of an earlier run
+    if foretold is not None:
+        text = json.dumps(foretold_json(results, foretold), indent=1, ensure_ascii=False) + "\n"
+        files.append(write_whole(folder / SURROGATE, text.encode(errors="replace")))
+    else:
+        (folder / SURROGATE).unlink(missing_ok=True)
     if pairs(results):
-        files += draw_fronts(results, folder, chosen.name if chosen else "")
+        files += draw_fronts(results, folder, chosen.name if chosen else "", foretold.drawn if foretold else None)
     else:
         verdict.append("there is no front to draw: no measure gains while another pays")
         for name in PICTURES:
@@ -100,6 +110,7 @@ def write_outcome(
         about=_about(plan, source, device),
         prompts=_prompts(declared),
         notes=[] if choice is not None else verdict,
+        foretold=foretold,
     )
     return Outcome(choice, verdict, [*files, page])
 

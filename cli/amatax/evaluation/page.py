@@ -10,9 +10,11 @@ from amatax.evaluation.choice import Choice
 from amatax.evaluation.examples import examples
 from amatax.evaluation.fronts import front, pairs
 from amatax.evaluation.picture import LOOKS, looks
+from amatax.evaluation.predicting import Foretold
 from amatax.evaluation.results import Point, Results
 from amatax.evaluation.series import STEM, digits_for, digits_of, number, series_of
 from amatax.evaluation.statistics import standard_error, value_of
+from amatax.evaluation.words import miss_figures, miss_heads
 
 BARS_SHOWN = 6  # points whose ratios are open; the others fold
 BETTER = {"better", "worse"}
@@ -59,6 +61,36 @@ def comparison_table(results: Results, choice: Choice) -> str:
             f"<td class=number>{value}</td><td class=number>{low} to {high}</td></tr>"
         )
     head = "<thead><tr><th>measure</th><th>beside</th><th>it is</th><th class=number>by</th><th class=number>95 %</th></tr></thead>"
+    return f"<div class=scroll><table>{head}<tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def miss_table(foretold: Foretold) -> str:
+    """How far a surrogate misses what it was not fitted to."""
+    heads = miss_heads(foretold)
+    rows = []
+    for miss in foretold.misses:
+        cells = "".join(f"<td class=number>{escape(cell)}</td>" for cell in miss_figures(miss, foretold))
+        rows.append(f"<tr><th>{escape(miss.measure)}</th>{cells}<td class=words>{escape(miss.words)}</td></tr>")
+    numbers = "".join(f"<th class=number>{escape(head)}</th>" for head in heads[1:-1])
+    head = f"<thead><tr><th>measure</th>{numbers}<th>the surrogate</th></tr></thead>"
+    return f"<div class=scroll><table>{head}<tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def proposal_table(results: Results, foretold: Foretold) -> str:
+    """What was predicted of each proposal, and what was measured."""
+    if not foretold.names:
+        return ""
+    points = {point.name: point for point in results.points}
+    rows = []
+    for name, proposal in zip(foretold.names, foretold.proposals, strict=True):
+        cells = []
+        for one, value in proposal.predicted.items():
+            measure, digits = results.measures[one], digits_of(results, one)
+            shown = number(value_of(measure, points[name].measured[one]), digits)
+            cells.append(f"<td class=number>{number(value, digits)} → {shown}</td>")
+        rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
+    heads = "".join(f"<th class=number>{escape(STEM.get(n, n))}</th>" for n in foretold.surfaces)
+    head = f"<thead><tr><th>predicted → measured</th>{heads}</tr></thead>"
     return f"<div class=scroll><table>{head}<tbody>{''.join(rows)}</tbody></table></div>"
 
 

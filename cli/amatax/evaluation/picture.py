@@ -89,7 +89,7 @@ def shown_pairs(results: Results) -> list[tuple[str, str]]:
 
 def looks(results: Results) -> dict[str, tuple[str, str]]:
     """(colour, marker) of every series: uniform's are always the same."""
-    names = [name for name in in_series(results.points) if name not in UNORDERED]
+    names = [name for name in in_series(results.points) if name not in UNORDERED or name == "proposed"]
     others = [look for i, look in enumerate(LOOKS) if i not in LOOK_OF.values()]
     found = {name: LOOKS[i] for name, i in LOOK_OF.items()}
     for i, name in enumerate(name for name in names if name not in LOOK_OF):
@@ -139,7 +139,9 @@ def draw_pair(
         label="on the front",
     )  # fmt: skip
     if (foretold := (predicted or {}).get((gain, tax))) is not None:
-        axes.plot(foretold[:, 0], foretold[:, 1], color=LOOSE[0], linestyle="--", linewidth=1, label="predicted front")
+        axes.plot(
+            foretold[:, 0], foretold[:, 1], color=LOOSE[0], linestyle="--", linewidth=1, label="predicted, not measured"
+        )
     if chosen in place:
         x0, y0 = place[chosen][:2]
         axes.plot(x0, y0, linestyle="none", marker="o", markersize=15, fillstyle="none", color=INK, markeredgewidth=1.8)

@@ -94,7 +94,7 @@ def wanted_points(
     means = [a for a in (fit_alphas or alphas) if 0 < a < 1]  # at 0 and 1 there is one merge only: the uniform one
     if fit_alphas and len(means) < len(fit_alphas):
         raise AmataxError("--fit-alpha is a mean between 0 and 1", "at 0 and 1 every ratio is the same")
-    points = [Wanted(role, role, _model(recipe, role)) for role in ("sft", "rlhf")]
+    points = [Wanted(role, role, with_model(recipe, role)) for role in ("sft", "rlhf")]
     for way in dict.fromkeys(ways):
         if way == "uniform":
             points += [Wanted(f"uniform {_said(a)}", way, _with_blocks(recipe, [a])) for a in alphas]
@@ -119,6 +119,25 @@ def wanted_points(
     if len(points) > MOST:
         raise AmataxError(f"{len(points)} points", f"a sweep has {MOST} at most: fewer blocks, or fewer ratios")
     return list({point.name: point for point in points}.values())
+
+
+def surrogate_point(recipe: Recipe, kind: str, ratios: Sequence[float]) -> Wanted:
+    """A merge at these ratios of even blocks, under the recipe's other words; `kind` is `surrogate` or `proposed`."""
+    values = [Decimal(f"{ratio:.4g}") for ratio in ratios]
+    return Wanted(f"{kind} {','.join(map(_said, values))}", kind, _with_blocks(recipe, values))
+
+
+def one_count(recipe: Recipe, counts: Sequence[int]) -> int:
+    """Into how many blocks a surrogate splits the layers: the one of --blocks, else as the recipe says.
+
+    Raises:
+        AmataxError: for several.
+    """
+    several = list(dict.fromkeys(counts)) or [_usual_blocks(recipe)]
+    if len(several) > 1:
+        hint = "name one; a second run into the same folder takes another, and measures only what is new"
+        raise AmataxError(f"--surrogate fits one number of blocks, not {', '.join(map(str, several))}", hint)
+    return several[0]
 
 
 def numbers(text: str, option: str) -> list[Decimal]:
@@ -173,7 +192,7 @@ def with_ratios(recipe: Recipe, ratios: Ratios) -> Recipe:
     return recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"ratios": ratios})})
 
 
-def _model(recipe: Recipe, role: str) -> Recipe:
+def with_model(recipe: Recipe, role: str) -> Recipe:
     """A model as it is, in the output's dtype, whatever the method."""
     ours = recipe.merge
     merge = Merge(method="average", ratios=float(role == "rlhf"), untie=ours.untie, vocabulary=ours.vocabulary)

@@ -21,11 +21,14 @@ from amatax.evaluation.page import (
     example_cards,
     facts,
     measure_facts,
+    miss_table,
     points_table,
+    proposal_table,
     ratio_bars,
     text_list,
 )
-from amatax.evaluation.picture import INK, LOOKS, LOOSE, Predicted, front_svg
+from amatax.evaluation.picture import INK, LOOKS, LOOSE, front_svg
+from amatax.evaluation.predicting import Foretold
 from amatax.evaluation.results import Point, Results
 from amatax.evaluation.series import STEM, digits_of, number, ratios_in_words
 from amatax.evaluation.statistics import standard_error, value_of
@@ -43,7 +46,7 @@ def write_report(
     about: Mapping[str, str] | None = None,
     prompts: Prompts | None = None,
     notes: Sequence[str] = (),
-    predicted: Predicted | None = None,
+    foretold: Foretold | None = None,
 ) -> Path:
     """Write the page; same results, same bytes.
 
@@ -53,14 +56,14 @@ def write_report(
         title: what was swept, such as the recipe's name.
         about: what was run on what: versions, checksums, the command.
         prompts: of the samples whose responses are shown.
-        notes: what else a careful reader wants to know, such as how well a surrogate predicted.
-        predicted: the fronts that a surrogate foretells, by (gain, tax).
+        notes: what else a careful reader wants to know.
+        foretold: what a surrogate predicted, and how well.
 
     Raises:
         MissingExtraError: without matplotlib.
         OutputError: if it cannot be written.
     """
-    page = _page(results, choice, title, about or {}, prompts or {}, notes, predicted)
+    page = _page(results, choice, title, about or {}, prompts or {}, notes, foretold)
     return write_whole(path, page.encode(errors="replace"))
 
 
@@ -71,7 +74,7 @@ def _page(
     about: Mapping[str, str],
     prompts: Prompts,
     notes: Sequence[str],
-    predicted: Predicted | None,
+    foretold: Foretold | None,
 ) -> str:
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -81,7 +84,7 @@ def _page(
     body = [
         f"<h1>{escape(name)}</h1>",
         *([_verdict(results, choice)] if choice is not None else []),
-        *_fronts(results, chosen, predicted),
+        *_fronts(results, chosen, foretold),
         "<h2>Every point</h2>",
         "<p class=soft>Each measure with its standard error (jackknife over samples, all of the data). "
         "● is on the front of a gain and a tax.</p>",
@@ -94,6 +97,8 @@ def _page(
             "bootstrap. Of twenty comparisons of equals, about one is called different by chance.</p>",
             comparison_table(results, choice),
         ]
+    if foretold is not None:
+        body += _surrogate(results, foretold)
     body += ["<h2>Share of RLHF, by part of the model</h2>", ratio_bars(results, chosen)]
     if shown := example_cards(results, _side_by_side(results, choice), prompts):
         body += [
@@ -125,15 +130,36 @@ def _verdict(results: Results, choice: Choice) -> str:
     )
 
 
-def _fronts(results: Results, chosen: Point | None, predicted: Predicted | None) -> list[str]:
+def _surrogate(results: Results, foretold: Foretold) -> list[str]:
+    """How well a quadratic predicts, and what became of its proposals."""
+    note = f"<p>{escape(foretold.note)}</p>" if foretold.note else ""
+    if not foretold.misses:
+        return ["<h2>What was predicted</h2>", note]
+    words = (
+        f"{foretold.headline()} The table says by how much it misses points that it was not fitted to (root of the mean square), beside the "
+        "standard error of one point and the spread of those that it was fitted to. Its front is dashed above: the best of thousands of "
+        "predictions, which promises too much. Only measured merges are chosen."
+    )
+    return [
+        "<h2>What was predicted</h2>",
+        note,
+        f"<p class=soft>{escape(words)}</p>",
+        miss_table(foretold),
+        "<p class=soft>The merges that it predicted to be best, as they were measured:</p>" if foretold.names else "",
+        proposal_table(results, foretold),
+    ]
+
+
+def _fronts(results: Results, chosen: Point | None, foretold: Foretold | None) -> list[str]:
     shown = pairs(results)
     if not shown:
         return ["<p>No measure is better after RLHF while another is worse: there is no front to draw.</p>"]
+    dashed = " Dashed: predicted, not measured." if foretold is not None and foretold.fronts else ""
     figures = []
     for i, (gain, tax) in enumerate(shown):
-        drawn = front_svg(results, gain, tax, chosen.name if chosen else "", predicted)
+        drawn = front_svg(results, gain, tax, chosen.name if chosen else "", foretold.drawn if foretold else None)
         svg = _inlined(drawn, results, (gain, tax), i)
-        caption = f"{STEM.get(tax, tax)} against {STEM.get(gain, gain)}; bars are 95 % intervals. Point at a mark for its numbers."
+        caption = f"{STEM.get(tax, tax)} against {STEM.get(gain, gain)}; bars are 95 % intervals.{dashed} Point at a mark for its numbers."
         figures.append(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
     return [
         f"<h2>The front{'s' if len(shown) > 1 else ''}</h2>",

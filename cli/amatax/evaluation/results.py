@@ -56,8 +56,8 @@ class Point:
 
     Attributes:
         name: unique, such as `uniform 0.3` or `fitted-3 0.4`.
-        kind: `sft`, `rlhf`, `base`, `model`, `recipe`, `uniform`, `parts-input` (-middle, -output), `fitted-3`, `tax-aware-3`, `grid`
-            or `surrogate`: points of one kind are a line in a picture.
+        kind: `sft`, `rlhf`, `base`, `model`, `recipe`, `uniform`, `parts-input` (-middle, -output), `fitted-3`, `tax-aware-3`, `grid`,
+            `surrogate` (a quadratic is fitted to it) or `proposed` (by that): points of one kind are a line in a picture.
         alpha: the mean of its ratios; None of a model.
         ratios: by group, as `amatax plan` names them (`blocks.0`, `head`); empty of a model.
         measured: by the measure's name.

@@ -10,7 +10,16 @@ from contextlib import suppress
 from amatax.evaluation.results import Measure, Point, Results
 from amatax.evaluation.statistics import standard_error, value_of
 
-UNORDERED = ("grid", "surrogate", "recipe", "model", "base", "sft", "rlhf")  # no line leads from one to the next
+UNORDERED = (
+    "grid",
+    "surrogate",
+    "proposed",
+    "recipe",
+    "model",
+    "base",
+    "sft",
+    "rlhf",
+)  # no line leads from one to the next
 ROUNDING = 1e-9  # an error that is no larger, of the value, is that of the arithmetic: all samples are alike
 STEM = {"nll": "NLL", "kl": "KL", "bleu": "BLEU", "f1": "F1"}
 

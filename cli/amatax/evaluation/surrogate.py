@@ -19,6 +19,7 @@ from amatax.evaluation.fronts import corners, pareto, the_point
 from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Measure, Point, Results
 from amatax.evaluation.rule import rule
+from amatax.evaluation.series import ROUNDING
 from amatax.evaluation.statistics import standard_error, value_of
 
 LEVELS = (0.0, 0.5, 1.0)  # where the first points lie: three levels tell a parabola
@@ -42,7 +43,7 @@ class Surface(NamedTuple):
         coefficients: float64 (terms,), of 2 * ratio - 1.
         left_out: at each point, measured minus what a fit to all the others predicts; NaN where the others do not tell.
         noise: the median standard error of the points.
-        spread: the standard deviation of the points' values.
+        spread: the standard deviation of the points' values; 0 where they differ by rounding alone.
     """
 
     measure: str
@@ -77,16 +78,17 @@ def terms(ratios: Array) -> Array:
     return np.stack([np.ones(len(z)), *z.T, *both], axis=1)
 
 
-def design(blocks: int, count: int, seed: int = 0) -> Array:
+def design(blocks: int, count: int, seed: int = 0, ends: bool = True) -> Array:
     """Where the first points are put: a D-optimal design on three levels, by coordinate exchange (Meyer and Nachtsheim, 1995).
 
-    SFT and RLHF (all 0, all 1) are measured anyway: they are counted in, and not returned. No point comes twice: it would be the same
-    merge on the same samples, and tell nothing new.
+    SFT and RLHF are measured anyway: where they are all 0 and all 1 they are counted in, and not returned. No point comes twice: it would
+    be the same merge on the same samples, and tell nothing new.
 
     Args:
         blocks: K.
         count: how many points; with the two, at least the (K + 1) * (K + 2) / 2 coefficients.
         seed: of the starts.
+        ends: SFT and RLHF are all ratios 0 and all 1 (see `fit_surfaces`).
 
     Returns:
         float64 (count, blocks), in the order of their ratios.
@@ -94,26 +96,32 @@ def design(blocks: int, count: int, seed: int = 0) -> Array:
     Raises:
         DataError: if that is too few, or more than three levels have.
     """
-    need, most = (blocks + 1) * (blocks + 2) // 2, len(LEVELS) ** blocks - 2
-    if count + 2 < need:
+    corners_known = [(0.0,) * blocks, (1.0,) * blocks] if ends else []
+    given = len(corners_known)
+    need, most = (blocks + 1) * (blocks + 2) // 2, len(LEVELS) ** blocks - given
+    if count + given < need:
+        two = " with SFT and RLHF" if ends else ""
+        products = blocks * (blocks + 1) // 2
         raise DataError(
-            f"a quadratic in {blocks} ratios has {need} coefficients: {count} merges cannot tell it", f"measure {need}"
+            f"a quadratic in {_ratios(blocks)} has {need} coefficients: {count} merges{two} cannot tell it",
+            f"1, the {_ratios(blocks)}, and {products} squares and products of them: measure {need - given}, or more to see how well it predicts",
         )
     if count > most:
+        few = f"ask for {need - given} to {most}" if most > need - given else f"ask for {most}"
         raise DataError(
-            f"there are {most} points of a design in {blocks} ratios, not {count}", f"ask for {need} to {most}"
+            f"a design in {_ratios(blocks)}, at three levels of each, has no more than {most} points: not {count}", few
         )
-    random, ends = np.random.default_rng(seed), [(0.0,) * blocks, (1.0,) * blocks]
+    random = np.random.default_rng(seed)
     best, found = -np.inf, np.empty((0, blocks))
     for _ in range(STARTS):
-        points = list(ends)
-        while len(points) < count + 2:
+        points = list(corners_known)
+        while len(points) < count + given:
             point = tuple(random.choice(LEVELS, blocks).tolist())
             if point not in points:
                 points.append(point)
-        value = _exchange(points)
+        value = _exchange(points, given)
         if value > best + GAIN:
-            best, found = value, np.array(points[2:])
+            best, found = value, np.array(points[given:])
     return np.array(sorted(found.tolist()))
 
 
@@ -136,7 +144,10 @@ def fit_surface(measure: Measure, ratios: Array, values: Array, errors: Array) -
     free: Array = 1 - np.asarray((q * q).sum(axis=1), dtype=np.float64)  # 1 - leverage
     residual = values - rows @ coefficients
     left_out: Array = np.where(free > SATURATED, residual / np.maximum(free, SATURATED), np.nan)
-    return Surface(measure.name, coefficients, left_out, float(np.median(errors)), float(np.std(values)))
+    spread = float(np.std(values))
+    if spread <= ROUNDING * float(np.abs(values).max()):
+        spread = 0.0
+    return Surface(measure.name, coefficients, left_out, float(np.median(errors)), spread)
 
 
 def fit_surfaces(results: Results, ends: bool = True) -> dict[str, Surface]:
@@ -159,7 +170,11 @@ def fit_surfaces(results: Results, ends: bool = True) -> dict[str, Surface]:
         placed += [((0.0,) * blocks, the_point(results, "sft")), ((1.0,) * blocks, the_point(results, "rlhf"))]
     found = {}
     for name, measure in results.measures.items():
-        known = [(ratios, point.measured[name]) for ratios, point in placed if name in point.measured]
+        known = [
+            (ratios, point.measured[name])
+            for ratios, point in placed
+            if name in point.measured and np.isfinite(value_of(measure, point.measured[name]))
+        ]
         if known:
             values = np.array([value_of(measure, m) for _, m in known])
             errors = np.array([standard_error(measure, m) for _, m in known])
@@ -228,7 +243,7 @@ def error_in_words(surface: Surface) -> str:
         return f"{surface.measure}: not known; there are as many points as coefficients, and none can be left out"
     error = float(np.sqrt((known**2).mean()))
     scale = f"points left out one at a time are missed by {error:.3g} (measured to ±{surface.noise:.3g}, spread {surface.spread:.3g})"
-    return f"{surface.measure}: {_grade(error, surface)}; {scale}"
+    return f"{surface.measure}: {grade(error, surface)}; {scale}"
 
 
 def confirmed_in_words(surface: Surface, proposals: Sequence[Proposal], results: Results, names: Sequence[str]) -> str:
@@ -246,10 +261,17 @@ def confirmed_in_words(surface: Surface, proposals: Sequence[Proposal], results:
         errors.append(value - predicted)
         rows.append(f"{predicted:.3g} foretold, {value:.3g} ± {standard_error(measure, points[name]):.2g} measured")
     error = float(np.sqrt(np.mean(np.square(errors))))
-    return f"{surface.measure}: {_grade(error, surface)}; {'; '.join(rows)}"
+    return f"{surface.measure}: {grade(error, surface)}; {'; '.join(rows)}"
 
 
-def _grade(error: float, surface: Surface) -> str:
+def _ratios(blocks: int) -> str:
+    return f"{blocks} ratio{'s' if blocks > 1 else ''}"
+
+
+def grade(error: float, surface: Surface) -> str:
+    """In words, how well a measure is predicted whose held-out points are missed by so much (root of the mean square)."""
+    if surface.spread == 0 and error <= max(2 * surface.noise, ROUNDING * float(np.abs(surface.coefficients).max())):
+        return "does not vary: there is nothing to predict"
     if error <= 2 * surface.noise:
         return "predicts about as well as can be measured"
     explained = 1 - (error / surface.spread) ** 2 if surface.spread > 0 else 0.0
@@ -258,8 +280,8 @@ def _grade(error: float, surface: Surface) -> str:
     return "predicts roughly" if explained >= 0.5 else "does not predict"
 
 
-def _exchange(points: list[tuple[float, ...]]) -> float:
-    """Change one coordinate after another while the design gets better; the first two points stay, and no two become one.
+def _exchange(points: list[tuple[float, ...]], given: int) -> float:
+    """Change one coordinate after another while the design gets better; the first `given` points stay, and no two become one.
 
     A row a of the information matrix M becomes b: its determinant is multiplied by (1 + b'Db)(1 - a'Da) + (a'Db)^2, D = M^-1.
 
@@ -272,7 +294,7 @@ def _exchange(points: list[tuple[float, ...]]) -> float:
     improved = True
     while improved:
         improved = False
-        for i, j in product(range(2, len(points)), range(len(points[0]))):
+        for i, j in product(range(given, len(points)), range(len(points[0]))):
             others = [(*points[i][:j], level, *points[i][j + 1 :]) for level in LEVELS if level != points[i][j]]
             others = [other for other in others if other not in points]
             if not others:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from amatax.errors import AmataxError, OutputError
+from amatax.errors import OutputError
 from amatax.evaluation.fits import check_fits, fit_points
 from amatax.evaluation.journal import Journal
+from amatax.evaluation.measuring import Measuring, Opening, Task
 from amatax.evaluation.memory import LiveBytes, live_bytes
 from amatax.evaluation.points import Wanted, with_ratios
-from amatax.evaluation.results import Measure, Measured, Point, Results
+from amatax.evaluation.predicting import MOST_PROPOSED, Foretold, Predicting, foretell, proposed_points
+from amatax.evaluation.requirements import Requirement
+from amatax.evaluation.results import Results
 from amatax.fitting.identity import fingerprint
 from amatax.fitting.options import FitOptions
 from amatax.fitting.sampling import Watching
@@ -28,23 +29,6 @@ if TYPE_CHECKING:
     from amatax.evaluation.outcome import Outcome
 
 JOURNAL, FITS = "journal.jsonl", "fits"
-Tick = Callable[[int], None]  # told the samples that are done since it was told last
-
-
-class Task(Protocol):
-    """Something that is measured of a model."""
-
-    @property
-    def measure(self) -> Measure:
-        """What comes out."""
-
-    @property
-    def samples(self) -> int:
-        """How many it takes."""
-
-    @property
-    def run(self) -> Callable[[Any, Tick], Measured]:
-        """Of a transformers model in evaluation mode, on its device."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +62,7 @@ class Preview:
         samples: by measure, of one point.
         left: (point, measure) that are not measured yet.
         memory: of the weights, in bytes; activations come on top.
+        proposals: merges that a surrogate will propose, to be measured after those points.
     """
 
     points: Sequence[Wanted]
@@ -85,11 +70,12 @@ class Preview:
     samples: Mapping[str, int]
     left: Sequence[tuple[str, str]]
     memory: LiveBytes
+    proposals: int = 0
 
     @property
     def samples_left(self) -> int:
-        """Samples that will be put to a model: what each of them costs is the measure's."""
-        return sum(self.samples[measure] for _, measure in self.left)
+        """Samples that will be put to a model, at most: what each of them costs is the measure's."""
+        return sum(self.samples[measure] for _, measure in self.left) + self.proposals * sum(self.samples.values())
 
 
 @dataclass(frozen=True)
@@ -101,6 +87,7 @@ class Swept:
         recipes: by point: what `amatax merge` makes it of.
         measured: how many (point, measure) this run measured; the others were known.
         notes: what a careful user wants to know.
+        foretold: what a surrogate predicted, and how well.
         outcome: what was chosen, and the files that tell of it.
     """
 
@@ -108,6 +95,7 @@ class Swept:
     recipes: Mapping[str, Recipe]
     measured: int
     notes: list[str] = field(default_factory=list)
+    foretold: Foretold | None = None
     outcome: Outcome | None = None
 
 
@@ -120,6 +108,8 @@ def sweep_job(
     folder: Path,
     options: SweepOptions,
     watcher: Watching,
+    predicting: Predicting | None = None,
+    requirements: Sequence[Requirement] = (),
 ) -> Swept:
     """Measure every task at every point; what the folder's journal knows already is not measured again.
 
@@ -131,6 +121,8 @@ def sweep_job(
         tasks: what is measured.
         folder: of the journal and the fitted recipes; it is made if it is not there.
         watcher: told the samples that are to be measured, and those that are done.
+        predicting: a surrogate, whose points are measured too, and after them those that it proposes.
+        requirements: what the proposed merges must hold.
 
     Raises:
         OutputError: if the journal was written under another recipe, checkpoint or data file, naming it.
@@ -148,15 +140,17 @@ def sweep_job(
             said = {"kind": measure.kind, "higher": measure.higher, "settings": dict(measure.settings)}
             journal.fact(f"measure {measure.name}", said)
         points = fit_points(recipe, source, points, options.fit, plan, journal, folder / FITS, watcher)
-        weights = {}
-        for point in points:
-            assert point.recipe is not None
-            merge = point.recipe.merge.model_dump(mode="json")
-            journal.fact(f"point {point.name}", merge)
-            weights[point.name] = _weights(make_plan(point.recipe))
-        measured = _measure(points, weights, tasks, plan, journal, device, options, watcher)
+        opening = Opening(device, options.dtype, options.threads, options.trust_remote_code)
+        measuring = Measuring(plan, tasks, journal, opening, watcher)
+        later = 0 if predicting is None else MOST_PROPOSED * sum(task.samples for task in tasks)
+        results, foretold = measuring.measure(points, later), None
+        if predicting is not None:
+            proposed, why_not = proposed_points(recipe, predicting, results, requirements)
+            points = [*points, *(point for point, _ in proposed)]
+            results = measuring.measure(points)
+            foretold = foretell(results, predicting, proposed, why_not)
         recipes = {point.name: point.recipe for point in points if point.recipe is not None}
-        return Swept(_results(points, tasks, journal), recipes, measured)
+        return Swept(results, recipes, measuring.runs, foretold=foretold)
 
 
 def preview(
@@ -167,6 +161,7 @@ def preview(
     tasks: Sequence[Task],
     folder: Path,
     options: SweepOptions,
+    predicting: Predicting | None = None,
 ) -> Preview:
     """What a sweep will do; nothing is written.
 
@@ -187,6 +182,7 @@ def preview(
         {task.measure.name: task.samples for task in tasks},
         [(point.name, name) for point in points for name in names if (point.name, name) not in known],
         live_bytes(plan, options.dtype),
+        0 if predicting is None else MOST_PROPOSED,
     )
 
 
@@ -231,97 +227,3 @@ def _device(options: SweepOptions) -> torch.device:
     from amatax.streaming.stream import pick_device
 
     return pick_device(options.device)
-
-
-def _weights(plan: Plan) -> str:
-    """The same for two merges of the same weights, whatever they are called."""
-    merge = [plan.recipe.merge.method, plan.recipe.merge.options]
-    made = [(t.name, t.copy_of or [*merge, t.ratio]) for t in plan.tensors.values()]
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
-
-
-def _measure(
-    points: Sequence[Wanted],
-    weights: Mapping[str, str],
-    tasks: Sequence[Task],
-    plan: Plan,
-    journal: Journal,
-    device: torch.device,
-    options: SweepOptions,
-    watcher: Watching,
-) -> int:
-    """Every pair that is missing, in order; how many were run. Points of the same weights are measured once."""
-    from amatax.evaluation.answering import fingerprint as fingerprint_of
-    from amatax.evaluation.live import LiveModel
-    from amatax.fitting.memory import memory_hint
-
-    known: dict[tuple[str, str], Measured] = {}  # by (weights, measure)
-    for (name, measure), found in journal.measured.items():
-        if name in weights:
-            known[weights[name], measure] = found
-    sizes = {task.measure.name: task.samples for task in tasks}
-    left = {(weight, measure) for weight in weights.values() for measure in sizes} - known.keys()
-
-    def tick(samples: int) -> None:
-        watcher.advance(samples)
-        watcher.wait()
-
-    live: LiveModel | None = None
-    unchanged, runs = b"", 0
-    for point in points:
-        pending = [task for task in tasks if (point.name, task.measure.name) not in journal.measured]
-        if any((weights[point.name], task.measure.name) not in known for task in pending):
-            if live is None:
-                watcher.say("loading the models")
-                live = LiveModel.open(
-                    plan,
-                    device,
-                    dtype=options.dtype,
-                    trust_remote_code=options.trust_remote_code,
-                    threads=options.threads,
-                )
-                live.check()
-                watcher.start(sum(sizes[measure] for _, measure in left))
-            assert point.recipe is not None
-            live.set(point.recipe)
-            unchanged = fingerprint_of(live.model)
-        for task in pending:
-            same = (weights[point.name], task.measure.name)
-            if same not in known:
-                assert live is not None
-                hint = "take a smaller --batch-size: the same command continues with what is done"
-                with memory_hint(f"measuring {task.measure.name} at {point.name} on {device}", hint):
-                    found = _checked(task, task.run(live.model.eval(), tick), point.name)
-                if fingerprint_of(live.model) != unchanged:
-                    raise AmataxError(
-                        f"{task.measure.name} at {point.name} has written to the model's weights",
-                        "mend the measure, or the model's own code; the same command continues with what is done",
-                    )
-                known[same] = found
-                runs += 1
-            journal.add(point.name, task.measure.name, known[same])
-    return runs
-
-
-def _checked(task: Task, found: Measured, point: str) -> Measured:
-    """What a task gave, if it can be a measure's.
-
-    Raises:
-        AmataxError: for sums of another shape than samples.
-    """
-    if found.sums.ndim != 2 or len(found.sums) != len(found.samples):
-        raise AmataxError(
-            f"{task.measure.name} at {point}: sums of shape {found.sums.shape} for {len(found.samples)} samples",
-            "a measure gives (samples, columns)",
-        )
-    return found
-
-
-def _results(points: Sequence[Wanted], tasks: Sequence[Task], journal: Journal) -> Results:
-    """The table, from the journal alone."""
-    names = [task.measure.name for task in tasks]
-    table = [
-        Point(point.name, point.kind, point.alpha, point.ratios, {n: journal.measured[point.name, n] for n in names})
-        for point in points
-    ]
-    return Results({task.measure.name: task.measure for task in tasks}, tuple(table))

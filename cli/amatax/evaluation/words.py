@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from amatax.evaluation.choice import Choice, Comparison, Held, part
 from amatax.evaluation.fronts import Area, corners, hypervolume, hypervolume_difference, pairs, sides
+from amatax.evaluation.predicting import Foretold, Miss
 from amatax.evaluation.results import Point, Results
 from amatax.evaluation.series import UNORDERED, in_series
 from amatax.evaluation.statistics import value_of
@@ -137,6 +139,19 @@ def area_in_words(row: AreaRow) -> str:
         f"({one.low:.2f} to {one.high:.2f}), {theirs} that under uniform averaging, {uniform.value:.2f} "
         f"({uniform.low:.2f} to {uniform.high:.2f}); difference {apart.value:+.2f} ({apart.low:+.2f} to {apart.high:+.2f})."
     )
+
+
+def miss_heads(foretold: Foretold) -> list[str]:
+    """The columns of `miss_figures`, the measure's and the words' around them."""
+    counts = [("proposed", foretold.names), ("others", foretold.others)]
+    some = [f"{len(names)} {head}" for head, names in counts if names]
+    return ["", "left out", *some, "± of one", "spread", ""]
+
+
+def miss_figures(miss: Miss, foretold: Foretold) -> list[str]:
+    """How far a surrogate misses, in three figures each; a dash for what is not known."""
+    some = [value for value, names in ((miss.proposed, foretold.names), (miss.others, foretold.others)) if names]
+    return [f"{v:.3g}" if math.isfinite(v) else "–" for v in (miss.left_out, *some, miss.noise, miss.spread)]
 
 
 def listed(words: Sequence[str]) -> str:

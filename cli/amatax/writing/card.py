@@ -11,6 +11,7 @@ import yaml
 from amatax.methods import summary
 from amatax.planning.ratios import PlannedBlock, mean_ratio
 from amatax.recipes.schema import Ratios, Recipe, is_folder
+from amatax.writing.chosen import chosen_section, keeps_fit
 
 AMA = "https://arxiv.org/abs/2309.06256"
 BAR = 20  # characters of a whole bar
@@ -53,6 +54,7 @@ def card(
         head["pipeline_tag"] = "text-generation"
     head |= front or {}
     title = name.rpartition("/")[2] if front is not None else "Merged model"
+    chosen = chosen_section(recipe.record.get("sweep"), mean_ratio(ratios))
     parts = [
         f"# {title}",
         f"The weights before (SFT) and after RLHF, merged block by block (`{recipe.merge.method}`, [AMA]({AMA})) with amatax.",
@@ -60,7 +62,8 @@ def card(
         _models(models),
         *_ratios(ratios, blocks),
         *([f"![share of the RLHF model by layer]({picture})"] if picture else []),
-        *_fit(recipe.record.get("fit")),
+        *([] if chosen and not keeps_fit(recipe.record["sweep"]) else _fit(recipe.record.get("fit"))),
+        *chosen,
         *sections,
         f"""```python
 from transformers import {loaded_by}, AutoTokenizer
