@@ -20,6 +20,7 @@ from amatax.errors import AmataxError, DataError, MeasureError, OutputError
 from amatax.evaluation.results import Point, Results
 from amatax.evaluation.statistics import standard_error, value_of
 from amatax.evaluation.sweeping import JOURNAL, Swept
+from amatax.recipes.gallery import gallery
 from tests.conftest import Run
 from tests.fitting.family import FAMILY
 
@@ -356,3 +357,57 @@ def test_where_the_harness_disagrees_nothing_is_said(
     with pytest.raises(AmataxError, match="by the harness"):
         api.evaluate([recipe], lm_eval_tasks=tasks, device="cpu")
     assert "lm_eval" in sys.modules
+
+
+def documents(path: str, name: str | None) -> Any:
+    """Two documents of a dataset of the paper's tasks, in its columns."""
+    import datasets
+
+    arc = {"question": "Name the colour.", "choices": {"text": ["red", "blue"], "label": ["A", "B"]}, "answerKey": "B"}
+    problem = {"question": "Which is right? _", "answer": "B", "options": ["red", "blue", "green", "white"]}
+    answer = {"number": "12", "date": {"day": "", "month": "", "year": ""}, "spans": [], "worker_id": "", "hit_id": ""}
+    validated: dict[str, Any] = {key: [] for key in answer}
+    drop = {"query_id": "1", "passage": "They had 12 horses.", "question": "How many?", "answer": answer}
+    rows: dict[str, dict[str, Any]] = {
+        "allenai/ai2_arc": arc,
+        "EleutherAI/race": {"article": "It was blue.", "problems": str([problem, problem])},
+        "baber/piqa": {"goal": "Paint it.", "sol1": "With a brush.", "sol2": "With a hammer.", "label": 0},
+        "hazyresearch/based-squad": {"text": " The table is black. The colour of the table is ", "value": " black "},
+        "EleutherAI/drop": {**drop, "validated_answers": validated},
+        "wmt/wmt14": {"translation": {"fr": "Le chat dort.", "en": "The cat sleeps."}},
+    }
+    split = datasets.Dataset.from_list([rows[path]] * 2)
+    return datasets.DatasetDict({split_name: split for split_name in ("train", "validation", "test")})
+
+
+def test_the_papers_tasks_are_the_harness_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the data, which are on the Hub: the recipe's tasks and metrics, their prompts and their scores."""
+    import datasets
+
+    asked: list[tuple[str, str | None]] = []
+
+    def load(path: str, name: str | None = None, **_: Any) -> Any:
+        asked.append((path, name))
+        return documents(path, name)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    recipe = yaml.safe_load(gallery()["paper-tasks"].read_text())
+    for name in ("drop", "fr-en"):
+        recipe["measures"][name]["max_new_tokens"] = 16  # the family takes 256 tokens
+    (tmp_path / "measures.yaml").write_text(yaml.safe_dump(recipe["measures"], sort_keys=False))
+    results = api.evaluate([FAMILY / "sft"], measures=tmp_path / "measures.yaml", device="cpu")
+    measured = results.points[0].measured
+    assert list(measured) == ["arc-easy", "arc-challenge", "race", "piqa", "squad", "drop", "fr-en"]
+    assert ("allenai/ai2_arc", "ARC-Easy") in asked
+    assert ("allenai/ai2_arc", "ARC-Challenge") in asked
+    assert ("wmt/wmt14", "fr-en") in asked
+    assert all(measure.higher for measure in results.measures.values())
+    assert {name: m.sums.shape for name, m in measured.items()} == {
+        **dict.fromkeys(measured, (2, 2)),
+        "fr-en": (2, 10),
+    }
+    generated = [name for name, m in measured.items() if m.responses is not None]
+    assert generated == ["squad", "drop", "fr-en"]
+    for name, right in (("squad", "black"), ("drop", "12")):
+        for response, (score, _) in zip(measured[name].responses or (), measured[name].sums.tolist(), strict=True):
+            assert (right in response) == bool(score), (name, response)
