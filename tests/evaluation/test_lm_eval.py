@@ -377,7 +377,7 @@ def documents(path: str, name: str | None) -> Any:
         "wmt/wmt14": {"translation": {"fr": "Le chat dort.", "en": "The cat sleeps."}},
     }
     split = datasets.Dataset.from_list([rows[path]] * 2)
-    return datasets.DatasetDict({split_name: split for split_name in ("train", "validation", "test")})
+    return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), split))
 
 
 def test_the_papers_tasks_are_the_harness_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

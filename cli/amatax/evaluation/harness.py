@@ -165,7 +165,8 @@ class Harness:
         manager = self._manager
         entry = manager.task_index.get(name)
         if entry is not None:
-            inside = sorted(entry.tags) or [one for one in (entry.cfg or {}).get("task", ()) if isinstance(one, str)]
+            named = sorted(entry.tags) if entry.cfg is None else entry.cfg.get("task", ())  # a tag, or a group
+            inside = [one for one in named if isinstance(one, str)]
             shown = f": {', '.join(inside[:6])}{', ...' if len(inside) > 6 else ''}" if inside else ""
             return f"it is a group of tasks; name each that you want{shown}"
         close = difflib.get_close_matches(name, manager.all_subtasks, n=1, cutoff=0.5)
