@@ -204,11 +204,16 @@ def test_each_ratio_of_a_sweep_is_asked_anew(tasks: Path, tmp_path: Path) -> Non
         sweep(recipe, folder, tmp_path / "changed")
 
 
-def test_the_command_prints_json_alone(tasks: Path, tmp_path: Path, amatax: Callable[..., Run]) -> None:
+def test_the_command_prints_json_alone(tmp_path: Path, amatax: Callable[..., Run]) -> None:
+    """Bars and logs of the harness are not seen; what a task's code prints goes to stderr."""
+    tasks = write_tasks(tmp_path / "tasks", family_choices={"process_docs": "HERE"})
+    text = (tasks / "family_choices.yaml").read_text()
+    (tasks / "family_choices.yaml").write_text(text.replace("HERE", "!function code.documents"))
+    (tasks / "code.py").write_text("def documents(data):\n    print('chatty')\n    return data\n")
     write_recipe(tmp_path / "r.yaml", {"acc": MEASURES["acc"]})
-    done = amatax("evaluate", "r.yaml", "--lm-eval-tasks", tasks, "--device", "cpu", "--json")
+    done = amatax("evaluate", "r.yaml", "--lm-eval-tasks", "tasks", "--device", "cpu", "--json")
     assert done.code == 0, done.err
-    assert done.err == ""
+    assert set(done.err.split()) == {"chatty"}
     assert done.json["measures"]["acc"]["higher"] is True
     assert done.json["points"][0]["measured"]["acc"]["samples"] == 24
 
