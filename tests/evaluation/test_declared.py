@@ -122,10 +122,22 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_library_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr("amatax.evaluation.declared.find_spec", lambda n: None if n == "sacrebleu" else find(n))
-    said = faults(tmp_path, "b: {measure: bleu, data: a}\n")
+    gone = ("sacrebleu", "lm_eval")
+    monkeypatch.setattr("amatax.evaluation.declared.find_spec", lambda n: None if n in gone else find(n))
+    said = faults(tmp_path, "b: {measure: bleu, data: a}\nt: {measure: lm_eval, task: arc_easy}\n")
     assert "bleu needs sacrebleu" in said
     assert 'pip install "amatax[evaluate]"' in said
+    assert "lm_eval needs lm_eval" in said
+    assert 'pip install "amatax[lm-eval]"' in said
+
+
+def test_a_task_has_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amatax.evaluation.declared.find_spec", lambda name: True)  # whether it is installed or not
+    (one,) = declared(tmp_path, "arc: {measure: lm_eval, task: arc_easy, metric: acc_norm, limit: 200}\n")
+    assert (one.data, one.higher, one.options["limit"], one.options["seed"]) == (None, None, 200, 1234)
+    said = faults(tmp_path, "arc: {measure: lm_eval, data: a.jsonl}\n")
+    assert "(measures.arc.data): lm_eval takes no data" in said
+    assert "(measures.arc.task): this key is needed" in said
 
 
 def test_check_looks_at_them_and_the_schema_knows_them(amatax: Callable[..., Run], tmp_path: Path) -> None:

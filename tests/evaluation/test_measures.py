@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from amatax.evaluation.measures import Answer, Choices, Likelihood, bind, kinds, needs, options_model, summary
+from amatax.evaluation.measures._aggregations import AGGREGATIONS
+from amatax.evaluation.measures.lm_eval import Scored
 
 
 def value(kind: str, seen: list[Any], **options: Any) -> float:
@@ -23,7 +25,8 @@ def answers(*pairs: tuple[str, str]) -> list[Answer]:
 
 
 def test_every_kind_is_found_and_says_what_it_is() -> None:
-    assert {"nll", "exact_match", "contains", "f1", "bleu", "multiple_choice", "reward", "kl", "length"} <= set(kinds())
+    known = {"nll", "exact_match", "contains", "f1", "bleu", "multiple_choice", "reward", "kl", "length", "lm_eval"}
+    assert known <= set(kinds())
     assert all(summary(kind) and needs(kind) for kind in kinds())
 
 
@@ -149,3 +152,29 @@ def test_reward_and_length() -> None:
     assert value("length", seen) == 3
     assert value("length", seen, unit="word") == 1
     assert value("length", seen, unit="character") == 3.5
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "items", "expected"),
+    [
+        ("mean", [1, 0.5, None, True], 2.5 / 3),  # a metric may say nothing of a document
+        ("nanmean", [1.0, math.nan, 0.0], 0.5),
+        ("perplexity", [-math.log(2), -math.log(8)], 4.0),  # exp of the mean: sqrt(2 * 8)
+        ("weighted_perplexity", [(-math.log(2), 1), (-math.log(32), 2)], 4.0),  # 64 ** (1 / 3)
+        ("bits_per_byte", [(-math.log(2), 1), (-3 * math.log(2), 3)], 1.0),
+    ],
+)
+def test_numbers_of_the_harness_as_functions_of_sums(aggregation: str, items: list[Any], expected: float) -> None:
+    score, _ = bind("lm_eval", options_model("lm_eval").model_validate({"task": "any"}).model_dump())
+    sums = np.array([score(Scored(item, aggregation)) for item in items])
+    assert float(AGGREGATIONS[aggregation].value(sums.sum(0))) == pytest.approx(expected)
+
+
+def test_the_harness_bleu_is_sacrebleus_of_texts_as_they_stand() -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    pairs = [(" the cat sat on the mat", " the cat sat on a mat"), ("one two three four five", "one two three four")]
+    sums = np.array([AGGREGATIONS["bleu"].sums(pair) for pair in pairs])
+    theirs = sacrebleu.corpus_bleu([given for _, given in pairs], [[right for right, _ in pairs]]).score
+    assert float(AGGREGATIONS["bleu"].value(sums.sum(0))) == pytest.approx(theirs, rel=1e-12)
+    several = AGGREGATIONS["bleu"].sums((["a b c d", "a b c d e"], ["a b c d e"]))
+    assert several == (5.0, 4.0, 3.0, 2.0, 5.0, 4.0, 3.0, 2.0, 5.0, 5.0)

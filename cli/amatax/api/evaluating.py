@@ -53,6 +53,7 @@ def evaluate(
     batch_size: int = 16,
     device: str = "auto",
     trust_remote_code: bool = False,
+    lm_eval_tasks: str | PathLike[str] | None = None,
     watcher: Watcher | None = None,
 ) -> Results:
     """Measure models: a row for each, a column for each measure.
@@ -68,6 +69,7 @@ def evaluate(
         batch_size: answers that are generated at a time.
         device: cpu, cuda, cuda:N, or auto.
         trust_remote_code: let transformers run the checkpoints' own code.
+        lm_eval_tasks: a folder of tasks of one's own for `lm_eval` measures; the code that those name is run.
 
     Raises:
         AmataxError: see amatax.errors; everything that is wrong with measures and data before a model is loaded.
@@ -101,6 +103,7 @@ def evaluate(
     described = [target.described for target in targets]
     sft_model = sft_loader(against, declared, described, device, trust_remote_code)
     options = {"device": device, "batch_size": batch_size, "reward": reward, "trust_remote_code": trust_remote_code}
+    options["lm_eval_tasks"] = lm_eval_tasks
     tasks = list(_tasks(targets, declared, sft_model, options))
     watcher.start(sum(task.samples for mine in tasks for task in mine))
 

@@ -101,7 +101,8 @@ def preview_sweep(
         output: the folder of the results.
         options: `alpha` and `fit_alpha` ("0:1:0.1"), `ways` (of evaluation.points.WAYS), `blocks`, `grid` ("0,0.5,1"); `surrogate`, how
             many merges a quadratic in the blocks' ratios is fitted to (without `ways` nothing else is measured, but for its proposals);
-            `data`, `keep` and `keep_weight` of the fits; `device`, `batch_size`, `threads`, `trust_remote_code`, `overwrite`; `reward`; `measures`, a file of them instead of the recipe's; `require`, what the chosen merge must hold ("reward >= 0.9*rlhf");
+            `data`, `keep` and `keep_weight` of the fits; `device`, `batch_size`, `threads`, `trust_remote_code`, `overwrite`; `reward`, `lm_eval_tasks`;
+            `measures`, a file of them instead of the recipe's; `require`, what the chosen merge must hold ("reward >= 0.9*rlhf");
             `open_tasks`, what makes tasks, for measures of one's own.
 
     Raises:
@@ -135,6 +136,7 @@ def _job(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     reward: str | None = None,
+    lm_eval_tasks: str | PathLike[str] | None = None,
     measures: str | PathLike[str] | None = None,
     require: Sequence[str] = (),
     open_tasks: OpenTasks | None = None,
@@ -167,7 +169,7 @@ def _job(
     check_points(points, plan)
     plan = downloaded(plan, watcher)
     import_libraries()
-    tasks = _tasks(open_tasks, plan, loaded, declared, device, batch_size, reward, trust_remote_code)
+    tasks = _tasks(open_tasks, plan, loaded, declared, device, batch_size, reward, lm_eval_tasks, trust_remote_code)
     requirements = [parse_requirement(text, {task.measure.name: task.measure for task in tasks}) for text in require]
     fit = FitOptions(
         data=data,
@@ -190,6 +192,7 @@ def _tasks(
     device: str,
     batch_size: int,
     reward: str | None,
+    lm_eval_tasks: str | PathLike[str] | None,
     trust_remote_code: bool,
 ) -> Sequence[Task]:
     """The measures of the recipe's models; they share one tokenizer."""
@@ -206,4 +209,5 @@ def _tasks(
         reward=reward,
         room=room_of(described),
         trust_remote_code=trust_remote_code,
+        lm_eval_tasks=lm_eval_tasks,
     )

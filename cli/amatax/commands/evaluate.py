@@ -26,6 +26,11 @@ def run(
     reward: str = typer.Option(
         "", help="FILE.py:function that scores (prompt, response); the file is run.", show_default=False
     ),
+    lm_eval_tasks: str = typer.Option(
+        "",
+        help="A folder of your own tasks (YAML) for `lm_eval` measures; the code that they name is run.",
+        show_default=False,
+    ),
     output: str = typer.Option(
         "", "--output", "-o", help="A JSONL file to write: every sample's score and answer.", show_default=False
     ),
@@ -47,6 +52,7 @@ def run(
             measures=measures or None,
             sft=sft or None,
             reward=reward or None,
+            lm_eval_tasks=lm_eval_tasks or None,
             output=output or None,
             batch_size=batch_size,
             device=device,

@@ -55,6 +55,11 @@ def run(
         0.0, help="For tax-aware: the weight of KL(SFT || merged) beside the NLL. Default: 1.", show_default=False
     ),
     reward: str = typer.Option("", help="A reward function of your own: FILE.py:function.", show_default=False),
+    lm_eval_tasks: str = typer.Option(
+        "",
+        help="A folder of your own tasks (YAML) for `lm_eval` measures; the code that they name is run.",
+        show_default=False,
+    ),
     measures: str = typer.Option(
         "", help="A YAML file that says what is measured; the recipe's `measures` by default.", show_default=False
     ),
@@ -89,6 +94,7 @@ def run(
         "keep": keep or None,
         "keep_weight": keep_weight or None,
         "reward": reward or None,
+        "lm_eval_tasks": lm_eval_tasks or None,
         "measures": measures or None,
         "require": require,
         "seed": seed,

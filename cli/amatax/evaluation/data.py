@@ -38,6 +38,7 @@ def read_data(declared: Declared) -> Data:
         DataError: if it cannot be read, holds a line that does not fit the measure, or nothing that `where` picks.
     """
     needs, where = declared.needs, declared.options.get("where") or {}
+    assert declared.data is not None  # `declared_measures` has seen to it
 
     def check(data: dict[str, Any]) -> None:
         if not _picked(data, where):

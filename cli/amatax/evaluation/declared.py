@@ -27,7 +27,7 @@ class Declared:
     Attributes:
         name: of its column.
         kind: such as `nll`.
-        data: the JSONL file.
+        data: the JSONL file; None of a kind that has its own data.
         higher: whether more is better; None where neither is.
         options: of its score and of what that needs, defaults filled in.
         where: file:line (key) of it, for messages.
@@ -36,7 +36,7 @@ class Declared:
 
     name: str
     kind: str
-    data: Path
+    data: Path | None
     higher: bool | None
     options: dict[str, Any]
     where: str
@@ -62,7 +62,7 @@ def declared_measures(wishes: Wishes) -> list[Declared]:
         if not more:
             options = options_model(wish.measure).model_validate(wish.options).model_dump()
             higher = wish.higher if wish.higher is not None else module_of(wish.measure).HIGHER
-            data = wishes.folder / expand_home(wish.data or "")
+            data = wishes.folder / expand_home(wish.data) if wish.data is not None else None
             where = wishes.origin.where(("measures", name))
             found.append(Declared(name, wish.measure, data, higher, options, where, wishes.folder))
     if faults:
@@ -77,8 +77,11 @@ def _faults(name: str, wish: Measure, origin: Origin) -> Iterator[Fault]:
         message = f"there is no measure {wish.measure!r}"
         yield Fault(message, origin.where((*at, "measure")), nearest(wish.measure, kinds()))
         return
-    if wish.data is None:
+    own_data = "task" in needs(wish.measure)
+    if wish.data is None and not own_data:
         yield Fault("this key is needed", origin.where((*at, "data")), "add `data:`, a JSONL file")
+    if wish.data is not None and own_data:
+        yield Fault(f"{wish.measure} takes no data: its task has some", origin.where((*at, "data")), "leave `data` out")
     own = module_of(wish.measure).HIGHER
     if own is not None and wish.higher is not None and wish.higher != own:
         message = f"of {wish.measure} {'more' if own else 'less'} is better, always"
@@ -100,10 +103,11 @@ def _faults(name: str, wish: Measure, origin: Origin) -> Iterator[Fault]:
 
 def _missing(kind: str, where: str) -> Iterator[Fault]:
     """Libraries that a kind needs and that are not installed."""
-    libraries: Sequence[str] = getattr(module_of(kind), "EXTRA", ())
-    for library in libraries:
-        if find_spec(library) is None:
-            yield Fault(f"{kind} needs {library}", where, 'pip install "amatax[evaluate]"')
+    module = module_of(kind)
+    libraries: Sequence[str] = getattr(module, "EXTRA", ())
+    if missing := [library for library in libraries if find_spec(library) is None]:
+        extra = getattr(module, "INSTALL", "evaluate")
+        yield Fault(f"{kind} needs {', '.join(missing)}", where, f'pip install "amatax[{extra}]"')
 
 
 def kinds_and_options() -> dict[str, tuple[str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from amatax.checkpoints.opening import open_checkpoint
 from amatax.errors import AmataxError, DataError, Fault, MeasureError
 from amatax.evaluation.data import Data, as_choice, read_data, references, right_choice
 from amatax.evaluation.declared import Declared
+from amatax.evaluation.harness import Harness
 from amatax.evaluation.measures import Answer, Choices, bind
 from amatax.evaluation.results import Measure, Measured
 from amatax.fitting.libraries import import_libraries
@@ -51,6 +53,7 @@ class _Setting(NamedTuple):
     reward: Scorer | None
     room: int | None
     trust_remote_code: bool
+    harness: Harness
     answering: dict[Any, Any]  # by file and sampling
     scorers: dict[str, Scorer]  # by reward model
 
@@ -65,6 +68,7 @@ def open_tasks(
     reward: str | None = None,
     room: int | None = None,
     trust_remote_code: bool = False,
+    lm_eval_tasks: str | PathLike[str] | None = None,
 ) -> list[Task]:
     """Read, check and tokenize all data. No model is loaded: SFT and reward models are when a task first needs them.
 
@@ -77,10 +81,11 @@ def open_tasks(
         reward: FILE.py:function for reward measures that name no model; it is run.
         room: tokens that the models take, prompt and response together; None: not known.
         trust_remote_code: let transformers run a reward model's own code.
+        lm_eval_tasks: a folder of tasks of one's own for `lm_eval` measures; the code that those name is run.
 
     Raises:
         MeasureError: with everything that is wrong.
-        DataError: if the function is not there, or no measure takes it.
+        DataError: if the function or the folder is not there, or no measure takes it.
     """
     import_libraries()
     takers = [d.name for d in declared if "reward" in d.needs and d.options["model"] is None]
@@ -88,16 +93,23 @@ def open_tasks(
         raise DataError(
             f"--reward {reward}: no measure takes it", "declare one: {measure: reward, data: PROMPTS.jsonl}"
         )
+    asking = [d.options["task"] for d in declared if "task" in d.needs]
+    folder = Path(lm_eval_tasks) if lm_eval_tasks is not None else None
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"--lm-eval-tasks {folder}: no such folder", "name the folder that has the tasks' YAML files")
+    if folder is not None and not asking:
+        raise DataError(f"--lm-eval-tasks {folder}: no measure takes it", "declare one: {measure: lm_eval, task: NAME}")
+    harness = Harness(asking, tokenizer, folder=folder, batch_size=batch_size, room=room)
     again = "mend it and run the same command again"
     scorer = function_scorer(reward, again=again) if reward else None
-    setting = _Setting(tokenizer, sft, device, batch_size, scorer, room, trust_remote_code, {}, {})
+    setting = _Setting(tokenizer, sft, device, batch_size, scorer, room, trust_remote_code, harness, {}, {})
     tasks: list[Task] = []
     faults: list[Fault] = []
     for one in declared:
         try:
             tasks.append(_open_task(one, setting))
         except AmataxError as error:
-            file = "" if str(one.data) in error.message else f"{one.data}, "
+            file = "" if one.data is None or str(one.data) in error.message else f"{one.data}, "
             faults.append(Fault(f"{file}{error.message}", one.where, error.hint))
     if faults:
         raise MeasureError(faults)
@@ -105,6 +117,8 @@ def open_tasks(
 
 
 def _open_task(declared: Declared, setting: _Setting) -> Task:
+    if "task" in declared.needs:
+        return Task(*setting.harness.open(declared))
     data = read_data(declared)
     score, value = bind(declared.kind, declared.options)
     settings: dict[str, Any] = {**declared.options, "data": data.sha256}

@@ -10,9 +10,10 @@ options in the recipe. NEEDS says what `seen` is, and what the data must hold:
     "answer"       Answer, generated: `prompt`
     "references"   beside "answer": `response`, or `references` where several are right
     "reward"       beside "answer": a reward model, or a function from the command line
+    "task"         Scored, by a task of lm-evaluation-harness, which has its own data: `value` then hangs on the task's metric
 
 HIGHER is whether more is better; None leaves it to the recipe's `higher`. EXTRA names the libraries beyond transformers that it
-needs. What options forbid together a `check(options) -> message` says. Files that begin with _ are no measures.
+needs, INSTALL the extra of amatax that has them (`evaluate` if it is not there). What options forbid together a `check(options) -> message` says. Files that begin with _ are no measures.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any]]] = {
     "answer": {**RAW, **WHERE, **DRAWN},
     "references": {},
     "reward": {"model": (str | None, None)},
+    "task": {},
 }
 
 
@@ -101,9 +103,10 @@ def summary(kind: str) -> str:
 
 
 def score_options(kind: str) -> dict[str, tuple[Any, Any]]:
-    """The options of its score: name -> (type, default)."""
+    """The options of its score: name -> (type, default); ... where there is none."""
     parameters = inspect.signature(getattr(module_of(kind), kind)).parameters.values()
-    return {p.name: (p.annotation, p.default) for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    own = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return {p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in own}
 
 
 def all_options(kind: str) -> dict[str, tuple[Any, Any]]:

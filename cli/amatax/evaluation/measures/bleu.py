@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -20,7 +21,12 @@ def bleu(
     seen: Answer, *, tokenize: Literal["13a", "char", "intl", "none", "zh"] = "13a", lowercase: Flag = False
 ) -> tuple[float, ...]:
     """(matching n-grams of 1 to 4 words, all of them of the answer, its words, those of the reference nearest in length)."""
-    found = _scorer(tokenize, lowercase).sentence_score(seen.response.strip(), list(seen.references))
+    return counts(seen.response.strip(), seen.references, tokenize, lowercase)
+
+
+def counts(text: str, references: Sequence[str], tokenize: str = "13a", lowercase: bool = False) -> tuple[float, ...]:
+    """Those numbers of a text as it stands."""
+    found = _scorer(tokenize, lowercase).sentence_score(text, list(references))
     return *map(float, found.counts), *map(float, found.totals), float(found.sys_len), float(found.ref_len)
 
 
