@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from amatax import api
 from amatax.api.common import Watcher
 from amatax.errors import AmataxError, OutputError
 from amatax.evaluation.sweeping import JOURNAL, Swept
+from tests.disks import mounted
 from tests.evaluation.nll import COUNT, Task, tasks_of
 from tests.fitting.conftest import FAMILY, RECIPE
 
@@ -332,6 +334,51 @@ def test_a_preview_writes_nothing(distilled: Path, tmp_path: Path) -> None:
     assert ahead.memory.held == pytest.approx(2 * size, rel=0.02)
     assert ahead.memory.live == pytest.approx(2 * size, rel=0.02)  # float32 on the CPU
     assert not (tmp_path / "s").exists()
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Everything that a folder holds, with its times."""
+    files = [folder, *sorted(folder.rglob("*"))]
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_ino, p.read_bytes() if p.is_file() else b"") for p in files}
+
+
+def ahead(folder: Path, recipe: Path, data: Path, **options: Any) -> Any:
+    wishes = {"alpha": "0,0.3", "ways": ["uniform", "fitted"], "data": data, "blocks": [2], "device": "cpu"}
+    return api.preview_sweep(recipe, folder, **{"open_tasks": tasks_of(data), **wishes, **options})
+
+
+def test_a_preview_only_reads(whole: Path, recipe: Path, distilled: Path, tmp_path: Path) -> None:
+    """A journal that a crash cut off, which another run holds: what it would do is said, and every byte and time stays."""
+    folder = tmp_path / "s"
+    shutil.copytree(whole, folder)
+    lines = journal(whole).splitlines(keepends=True)
+    (folder / JOURNAL).write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    before = state(folder)
+    with (folder / JOURNAL).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = ahead(folder, recipe, distilled)
+        assert list(found.left) == [("fitted-2 0.3", "length")]
+        assert found.fits == []
+        with pytest.raises(OutputError, match=r"another fit seed \(0 -> 1\)") as caught:
+            ahead(folder, recipe, distilled, seed=1)
+        assert "--overwrite" in caught.value.hint
+        with pytest.raises(OutputError, match=r"another measure nll \(settings.count: 12 -> 5\)"):
+            ahead(folder, recipe, distilled, open_tasks=tasks_of(distilled, 5))
+        assert len(ahead(folder, recipe, distilled, seed=1, overwrite=True).left) == 10
+    assert state(folder) == before
+    for text in ("mine\n", "mine"):
+        (folder / JOURNAL).write_text(text)
+        with pytest.raises(OutputError, match="no journal"):
+            ahead(folder, recipe, distilled)
+
+
+def test_a_preview_of_a_folder_that_cannot_be_written(
+    whole: Path, recipe: Path, distilled: Path, tmp_path: Path
+) -> None:
+    with mounted(tmp_path / "s", "--bind", "-o", "ro", str(whole)) as folder:
+        with pytest.raises(OSError, match="Read-only"):
+            (folder / "x").touch()
+        assert ahead(folder, recipe, distilled).left == []
 
 
 def test_tax_aware_points(distilled: Path, tmp_path: Path) -> None:

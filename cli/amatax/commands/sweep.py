@@ -108,7 +108,7 @@ def preview_lines(ahead: Preview) -> list[str]:
     done = len(ahead.points) * len(ahead.samples) - len(ahead.left)
     lines.append(f"samples  {ahead.samples_left} at most (of a point: {each})")
     if done:
-        lines.append(f"known    {done} of {done + len(ahead.left)} results, which are not measured again")
+        lines.append(f"known    {done} of {done + len(ahead.left)} results, which are not measured again: it continues")
     held, live = ahead.memory
     lines.append(
         f"memory   {human_bytes(held + live)} of weights: the models {human_bytes(held)}, the merge {human_bytes(live)}"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amatax.errors import AmataxError, OutputError
-from amatax.evaluation.fits import check_fits, fit_points
-from amatax.evaluation.journal import Journal
+from amatax.evaluation.fits import check_fits, fit_facts, fit_points, with_fits
+from amatax.evaluation.journal import Journal, Known
 from amatax.evaluation.memory import LiveBytes, live_bytes
 from amatax.evaluation.points import Wanted, with_ratios
 from amatax.evaluation.results import Measure, Measured, Point, Results
@@ -141,18 +141,14 @@ def sweep_job(
     folder = make_folder(folder)
     with closing(Journal(folder / JOURNAL, overwrite=options.overwrite)) as journal:
         device = _device(options)
-        for name, value in _facts(recipe, plan, device).items():
+        for name, value in _facts(recipe, plan, device, tasks).items():
             journal.fact(name, value)
-        for task in tasks:
-            measure = task.measure
-            said = {"kind": measure.kind, "higher": measure.higher, "settings": dict(measure.settings)}
-            journal.fact(f"measure {measure.name}", said)
         points = fit_points(recipe, source, points, options.fit, plan, journal, folder / FITS, watcher)
         weights = {}
+        for name, value in _point_facts(points).items():
+            journal.fact(name, value)
         for point in points:
             assert point.recipe is not None
-            merge = point.recipe.merge.model_dump(mode="json")
-            journal.fact(f"point {point.name}", merge)
             weights[point.name] = _weights(make_plan(point.recipe))
         measured = _measure(points, weights, tasks, plan, journal, device, options, watcher)
         recipes = {point.name: point.recipe for point in points if point.recipe is not None}
@@ -168,18 +164,26 @@ def preview(
     folder: Path,
     options: SweepOptions,
 ) -> Preview:
-    """What a sweep will do; nothing is written.
+    """What a sweep will do; nothing is written, and a run that is at work there is not in the way.
 
     Raises:
-        AmataxError: for what can be told to go wrong.
+        OutputError: where the sweep would refuse to go on with what the folder's journal knows.
+        AmataxError: for what else can be told to go wrong.
     """
     check_points(points, plan)
     check_fits(recipe, source, points, options.fit, plan)
     known: set[tuple[str, str]] = set()
     fits: set[str] = set()
-    if (folder / JOURNAL).is_file() and not options.overwrite:
-        with closing(Journal(folder / JOURNAL)) as journal:
-            known, fits = set(journal.measured), set(journal.fits)
+    if not options.overwrite:
+        journal = Known(folder / JOURNAL)
+        known, fits = set(journal.measured), set(journal.fits)
+        facts = {
+            **_facts(recipe, plan, _device(options), tasks),
+            **fit_facts(recipe, source, points, options.fit, plan),
+            **_point_facts(with_fits(recipe, points, journal.fits)),
+        }
+        for name, value in facts.items():
+            journal.check(name, value)
     names = [task.measure.name for task in tasks]
     return Preview(
         points,
@@ -220,11 +224,24 @@ def any_plan(recipe: Recipe) -> Recipe:
     return with_ratios(recipe, words or Ratios(blocks=[0.5]))
 
 
-def _facts(recipe: Recipe, plan: Plan, device: torch.device) -> dict[str, Any]:
-    """What every number depends on, beside its point and its measure."""
+def _facts(recipe: Recipe, plan: Plan, device: torch.device, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What every number depends on, beside its point."""
     output = recipe.output.model_dump(mode="json", include={"dtype", "tokenizer", "config"})
     found: dict[str, Any] = {f"model {role}": fingerprint(c) for role, c in sorted(plan.checkpoints.items())}
-    return {**found, "output": output, "recipe": recipe.merge.model_dump(mode="json"), "device": device.type}
+    found |= {"output": output, "recipe": recipe.merge.model_dump(mode="json"), "device": device.type}
+    for measure in (task.measure for task in tasks):
+        said = {"kind": measure.kind, "higher": measure.higher, "settings": dict(measure.settings)}
+        found[f"measure {measure.name}"] = said
+    return found
+
+
+def _point_facts(points: Sequence[Wanted]) -> dict[str, Any]:
+    """What merge each point is that is known."""
+    return {
+        f"point {point.name}": point.recipe.merge.model_dump(mode="json")
+        for point in points
+        if point.recipe is not None
+    }
 
 
 def _device(options: SweepOptions) -> torch.device:
