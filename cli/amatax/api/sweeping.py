@@ -152,7 +152,7 @@ def _job(
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
     )
-    options = SweepOptions(fit, device, computed_in(device), threads, trust_remote_code, overwrite)
+    options = SweepOptions(fit, device, computed_in(device), threads, trust_remote_code, overwrite, requirements)
     return _Job(loaded, source, plan, points, list(tasks), declared, requirements, Path(output), options)
 
 

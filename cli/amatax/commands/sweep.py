@@ -113,7 +113,7 @@ def preview_lines(ahead: Preview) -> list[str]:
     lines.append(
         f"memory   {human_bytes(held + live)} of weights: the models {human_bytes(held)}, the merge {human_bytes(live)}"
     )
-    return lines
+    return [*lines, *(f"note: {note}" for note in ahead.notes)]
 
 
 def preview_json(ahead: Preview) -> dict[str, Any]:
@@ -125,6 +125,7 @@ def preview_json(ahead: Preview) -> dict[str, Any]:
         "samples_left": ahead.samples_left,
         "left": [{"point": point, "measure": measure} for point, measure in ahead.left],
         "memory": {"models": ahead.memory.held, "merge": ahead.memory.live},
+        "notes": list(ahead.notes),
     }
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from amatax.errors import AmataxError, OutputError
+from amatax.errors import AmataxError, DataError, OutputError
+from amatax.evaluation.choice import check_halves, check_shares
 from amatax.evaluation.fits import check_fits, fit_facts, fit_points, with_fits
 from amatax.evaluation.journal import Journal, Known
 from amatax.evaluation.memory import LiveBytes, live_bytes
 from amatax.evaluation.points import Wanted, with_ratios
+from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Measure, Measured, Point, Results
 from amatax.fitting.identity import fingerprint
 from amatax.fitting.options import FitOptions
@@ -46,6 +48,10 @@ class Task(Protocol):
     def run(self) -> Callable[[Any, Tick], Measured]:
         """Of a transformers model in evaluation mode, on its device."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the samples, where they are known beforehand."""
+
 
 @dataclass(frozen=True)
 class SweepOptions:
@@ -58,6 +64,7 @@ class SweepOptions:
         threads: that merge; by default the cores, up to a point.
         trust_remote_code: let transformers run the checkpoint's own code.
         overwrite: measure everything again.
+        requirements: what the chosen merge must hold; what they need is looked at as soon as it can be.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -66,6 +73,7 @@ class SweepOptions:
     threads: int | None = None
     trust_remote_code: bool = False
     overwrite: bool = False
+    requirements: Sequence[Requirement] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Preview:
         samples: by measure, of one point.
         left: (point, measure) that are not measured yet.
         memory: of the weights, in bytes; activations come on top.
+        notes: what a careful user wants to know.
     """
 
     points: Sequence[Wanted]
@@ -85,6 +94,7 @@ class Preview:
     samples: Mapping[str, int]
     left: Sequence[tuple[str, str]]
     memory: LiveBytes
+    notes: Sequence[str] = ()
 
     @property
     def samples_left(self) -> int:
@@ -138,6 +148,7 @@ def sweep_job(
     """
     check_points(points, plan)
     check_fits(recipe, source, points, options.fit, plan)
+    notes = _check_samples(tasks, options.requirements)
     folder = make_folder(folder)
     with closing(Journal(folder / JOURNAL, overwrite=options.overwrite)) as journal:
         device = _device(options)
@@ -152,7 +163,7 @@ def sweep_job(
             weights[point.name] = _weights(make_plan(point.recipe))
         measured = _measure(points, weights, tasks, plan, journal, device, options, watcher)
         recipes = {point.name: point.recipe for point in points if point.recipe is not None}
-        return Swept(_results(points, tasks, journal), recipes, measured)
+        return Swept(_results(points, tasks, journal), recipes, measured, notes)
 
 
 def preview(
@@ -172,6 +183,7 @@ def preview(
     """
     check_points(points, plan)
     check_fits(recipe, source, points, options.fit, plan)
+    notes = _check_samples(tasks, options.requirements)
     known: set[tuple[str, str]] = set()
     fits: set[str] = set()
     if not options.overwrite:
@@ -184,6 +196,7 @@ def preview(
         }
         for name, value in facts.items():
             journal.check(name, value)
+        _check_shares(points, tasks, journal, options.requirements)
     names = [task.measure.name for task in tasks]
     return Preview(
         points,
@@ -191,6 +204,7 @@ def preview(
         {task.measure.name: task.samples for task in tasks},
         [(point.name, name) for point in points for name in names if (point.name, name) not in known],
         live_bytes(plan, options.dtype),
+        notes,
     )
 
 
@@ -317,7 +331,37 @@ def _measure(
                 known[same] = found
                 runs += 1
             journal.add(point.name, task.measure.name, known[same])
+        if point.kind == "rlhf":
+            _check_shares(points, tasks, journal, options.requirements)
     return runs
+
+
+def _check_samples(tasks: Sequence[Task], requirements: Sequence[Requirement]) -> list[str]:
+    """Whether one half of the samples can choose and the other report; where nothing is required, a note says that it cannot.
+
+    Raises:
+        DataError: for too few samples to hold a requirement against.
+    """
+    try:
+        check_halves({task.measure.name: task.names for task in tasks if task.names})
+    except DataError as error:
+        if requirements:
+            raise
+        return [f"nothing will be chosen: {error.message}"]
+    return []
+
+
+def _check_shares(
+    points: Sequence[Wanted], tasks: Sequence[Task], journal: Known, requirements: Sequence[Requirement]
+) -> None:
+    """Whether the requirements say something, once SFT and RLHF are measured.
+
+    Raises:
+        DataError: see amatax.evaluation.choice.check_shares.
+    """
+    ends = [point for point in points if point.kind in ("sft", "rlhf")]
+    if all((point.name, task.measure.name) in journal.measured for point in ends for task in tasks):
+        check_shares(_results(ends, tasks, journal), requirements)
 
 
 def _checked(task: Task, found: Measured, point: str) -> Measured:
@@ -334,7 +378,7 @@ def _checked(task: Task, found: Measured, point: str) -> Measured:
     return found
 
 
-def _results(points: Sequence[Wanted], tasks: Sequence[Task], journal: Journal) -> Results:
+def _results(points: Sequence[Wanted], tasks: Sequence[Task], journal: Known) -> Results:
     """The table, from the journal alone."""
     names = [task.measure.name for task in tasks]
     table = [

@@ -34,11 +34,13 @@ class Task(NamedTuple):
         measure: what it is.
         samples: how many it has.
         run: measure a live transformers model, in evaluation mode on its device; one whose weights have changed is measured anew.
+        names: of the samples, where they are known beforehand.
     """
 
     measure: Measure
     samples: int
     run: Callable[[Any, Tick], Measured]
+    names: tuple[str, ...] = ()
 
 
 class _Setting(NamedTuple):
@@ -119,7 +121,8 @@ def _open_task(declared: Declared, setting: _Setting) -> Task:
     else:
         samples = _tokenized(data.picked, declared, setting)
         run = partial(_measure_likelihood, samples, _lines(data.picked), score, lambda: None)
-    return Task(Measure(declared.name, declared.kind, declared.higher, value, settings), len(data.wanted), run)
+    names = tuple(map(str, _lines(data.picked)))
+    return Task(Measure(declared.name, declared.kind, declared.higher, value, settings), len(names), run, names)
 
 
 def _of_answers(

@@ -1,0 +1,66 @@
+"""What a sweep is asked for and cannot give, said as soon as it can be known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from amatax import api
+from amatax.errors import DataError
+from amatax.evaluation.sweeping import JOURNAL
+from tests.fitting.conftest import FAMILY
+
+LENGTH = {"measure": "length", "data": "p.jsonl", "max_new_tokens": 2, "higher": True}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A recipe of the family's with a reward that is below 0, and its prompts."""
+    lines = (FAMILY / "data" / "open.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "p.jsonl").write_text("".join(lines[:16]))
+    (tmp_path / "r.py").write_text("def debt(prompt, response):\n    return -1.0 - len(response)\n")
+    declare(tmp_path, debt={"measure": "reward", "data": "p.jsonl", "max_new_tokens": 2}, length=LENGTH)
+    return tmp_path
+
+
+def declare(folder: Path, **measures: Any) -> None:
+    models = {"sft": str(FAMILY / "sft"), "rlhf": str(FAMILY / "rlhf")}
+    recipe = {"models": models, "merge": {"ratios": 0.5}, "measures": measures}
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def wishes(folder: Path, **options: Any) -> dict[str, Any]:
+    return {"alpha": "0.5", "device": "cpu", "reward": f"{folder / 'r.py'}:debt", **options}
+
+
+def test_a_share_of_a_negative_value(folder: Path) -> None:
+    """As soon as SFT and RLHF are measured; with another wish the sweep goes on from there."""
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"debt is -.* on rlhf, and a share of a negative number") as caught:
+            api.sweep(folder / "r.yaml", folder / "s", **wishes(folder, require=["debt >= 0.9*rlhf"]))
+        assert "debt >= rlhf - 0.1" in caught.value.hint
+        entries = [json.loads(line) for line in (folder / "s" / JOURNAL).read_text().splitlines()]
+        assert [entry["point"] for entry in entries if "point" in entry] == ["sft", "sft", "rlhf", "rlhf"]
+    with pytest.raises(DataError, match="a share of a negative number"):
+        api.preview_sweep(folder / "r.yaml", folder / "s", **wishes(folder, require=["debt >= 0.9*rlhf"]))
+    swept = api.sweep(folder / "r.yaml", folder / "s", **wishes(folder, require=["debt >= rlhf - 100"]))
+    assert swept.measured == 2
+
+
+def test_too_few_samples_to_halve(folder: Path) -> None:
+    """Before anything is measured where something is required; else a note, and the table all the same."""
+    declare(folder, length={**LENGTH, "where": {"thing": "spoon"}})
+    asked = {"alpha": "0.5", "device": "cpu"}
+    for verb in (api.sweep, api.preview_sweep):
+        with pytest.raises(DataError, match=r"length: \d samples cannot be halved"):
+            verb(folder / "r.yaml", folder / "s", require=["length >= 0.9*rlhf"], **asked)
+        assert not (folder / "s").exists()
+    ahead = api.preview_sweep(folder / "r.yaml", folder / "s", **asked)
+    assert "nothing will be chosen: length" in ahead.notes[0]
+    swept = api.sweep(folder / "r.yaml", folder / "s", **asked)
+    assert swept.notes == ahead.notes
+    assert swept.measured == 3
