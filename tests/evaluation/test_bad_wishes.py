@@ -64,3 +64,56 @@ def test_too_few_samples_to_halve(folder: Path) -> None:
     swept = api.sweep(folder / "r.yaml", folder / "s", **asked)
     assert swept.notes == ahead.notes
     assert swept.measured == 3
+
+
+def write(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(line, indent=None) + "\n" for line in lines))
+    return path
+
+
+def test_fitted_prompts_that_are_measured(folder: Path) -> None:
+    """Counted, with their lines, whatever the words of JSON and whether as `prompt` or as `messages`."""
+    declare(folder, length=LENGTH)
+    asked = [json.loads(line)["prompt"] for line in (folder / "p.jsonl").read_text().splitlines()]
+    others = [json.loads(line) for line in (FAMILY / "data" / "keep.jsonl").read_text().splitlines()[:20]]
+    turns = {"messages": [{"role": "user", "content": asked[7]}, {"role": "assistant", "content": "Yes ."}]}
+    data = write(
+        folder / "d.jsonl",
+        *others,
+        {"prompt": asked[2], "response": "No ."},
+        turns,
+        {**turns, "messages": turns["messages"]},
+    )
+    clean = write(folder / "clean.jsonl", *others)
+    wanted = {"alpha": "0.5", "ways": ["fitted"], "blocks": [2], "device": "cpu"}
+    said = (
+        f"2 of the 22 prompts of {data} that are fitted are measured by length in p.jsonl, too "
+        "(line 21 is line 3, line 22 is line 8)"
+    )
+    for verb in (api.sweep, api.preview_sweep):
+        with pytest.raises(DataError) as caught:
+            verb(folder / "r.yaml", folder / "s", data=data, **wanted)
+        assert caught.value.message == said
+        assert "--allow-overlap" in caught.value.hint
+        assert not (folder / "s").exists()
+    for options in ({"data": clean}, {"data": clean, "keep": data}, {"data": data, "ways": ["uniform"]}):
+        assert api.preview_sweep(folder / "r.yaml", folder / "s", **{**wanted, **options}).notes == []
+    with pytest.raises(DataError, match=r"2 of the 22 prompts .* that are kept"):
+        api.preview_sweep(
+            folder / "r.yaml", folder / "s", **{**wanted, "data": clean, "keep": data, "ways": ["tax-aware"]}
+        )
+    (folder / "r.yaml").write_text((folder / "r.yaml").read_text() + "fit: {prompts: d.jsonl}\n")
+    with pytest.raises(DataError, match=r"2 of the 22 prompts"):
+        api.preview_sweep(folder / "r.yaml", folder / "s", **wanted)
+    swept = api.sweep(folder / "r.yaml", folder / "s", data=data, allow_overlap=True, **wanted)
+    assert swept.notes == [said]
+    assert "2 of the 22 prompts" in (folder / "s" / "report.html").read_text()
+
+
+def test_the_familys_files_share_no_prompt() -> None:
+    found = [
+        {json.loads(line)["prompt"] for line in file.read_text().splitlines()}
+        for file in sorted((FAMILY / "data").glob("*.jsonl"))
+    ]
+    assert len(found) == 4
+    assert len(set().union(*found)) == sum(map(len, found))

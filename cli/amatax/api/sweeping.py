@@ -64,7 +64,15 @@ def sweep(
 
     device = str(pick_device(job.options.device))
     outcome = write_outcome(
-        swept.results, swept.recipes, job.folder, job.plan, job.source, job.declared, job.requirements, device
+        swept.results,
+        swept.recipes,
+        job.folder,
+        job.plan,
+        job.source,
+        job.declared,
+        job.requirements,
+        device,
+        notes=swept.notes,
     )
     return replace(swept, outcome=outcome)
 
@@ -80,7 +88,7 @@ def preview_sweep(
         options: `alpha` and `fit_alpha` ("0:1:0.1"), `ways` (of evaluation.points.WAYS), `blocks`, `grid` ("0,0.5,1"); `data`, `keep`
             and `keep_weight` of the fits; `device`, `batch_size`, `threads`, `trust_remote_code`, `overwrite`; `reward`;
             `measures`, a file of them instead of the recipe's; `require`, what the chosen merge must hold ("reward >= 0.9*rlhf");
-            `open_tasks`, what makes tasks, for measures of one's own.
+            `allow_overlap`, prompts may be fitted and measured; `open_tasks`, what makes tasks, for measures of one's own.
 
     Raises:
         AmataxError: see amatax.errors.
@@ -114,10 +122,12 @@ def _job(
     reward: str | None = None,
     measures: str | PathLike[str] | None = None,
     require: Sequence[str] = (),
+    allow_overlap: bool = False,
     open_tasks: OpenTasks | None = None,
 ) -> _Job:
     """Everything that a sweep is, made ready; faults that the recipe and the headers show come first."""
     from amatax.evaluation.declared import declared_measures
+    from amatax.evaluation.overlap import check_overlap
     from amatax.evaluation.points import numbers, wanted_points
     from amatax.evaluation.requirements import parse_requirement
     from amatax.evaluation.sweeping import SweepOptions, any_plan, check_points
@@ -152,7 +162,8 @@ def _job(
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
     )
-    options = SweepOptions(fit, device, computed_in(device), threads, trust_remote_code, overwrite, requirements)
+    notes = check_overlap(loaded, source, points, fit, declared, allowed=allow_overlap)
+    options = SweepOptions(fit, device, computed_in(device), threads, trust_remote_code, overwrite, requirements, notes)
     return _Job(loaded, source, plan, points, list(tasks), declared, requirements, Path(output), options)
 
 

@@ -46,6 +46,9 @@ def run(
     require: list[str] = typer.Option(
         [], help='What the chosen merge must hold: "abilities >= 0.98*sft"; several times.', show_default=False
     ),
+    allow_overlap: bool = typer.Option(
+        False, "--allow-overlap", help="Measure prompts that are fitted, too; the report says how many."
+    ),
     seed: int = typer.Option(0, help="Of the fits."),
     device: str = typer.Option("auto", help="Where to compute: cpu, cuda, cuda:N, or auto."),
     batch_size: int = typer.Option(16, help="Samples that are generated at once.", min=1),
@@ -75,6 +78,7 @@ def run(
         "reward": reward or None,
         "measures": measures or None,
         "require": require,
+        "allow_overlap": allow_overlap,
         "seed": seed,
         "device": device,
         "batch_size": batch_size,

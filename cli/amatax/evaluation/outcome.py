@@ -51,6 +51,7 @@ def write_outcome(
     declared: Sequence[Declared],
     requirements: Sequence[Requirement],
     device: str,
+    notes: Sequence[str] = (),
 ) -> Outcome:
     """Choose, and write everything.
 
@@ -63,6 +64,7 @@ def write_outcome(
         declared: the measures, whose data has the prompts.
         requirements: what the chosen merge must hold; with none it is the knee.
         device: where it was measured.
+        notes: what else a careful reader wants to know.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -79,7 +81,7 @@ def write_outcome(
     if choice is not None and chosen is not None and source is not None:
         text = source.read_text(encoding="utf-8")
         target = folder / CHOSEN
-        record = choice_record(results, choice)
+        record = {**choice_record(results, choice), **({"notes": [*notes]} if notes else {})}
         ratios = recipes[chosen.name].merge.resolved_ratios()
         assert ratios is not None
         wanted = parse_recipe(text, str(source), source.resolve().parent)
@@ -99,7 +101,7 @@ def write_outcome(
         title=source.stem if source is not None else "",
         about=_about(plan, source, device),
         prompts=_prompts(declared),
-        notes=[] if choice is not None else verdict,
+        notes=[*notes, *([] if choice is not None else verdict)],
     )
     return Outcome(choice, verdict, [*files, page])
 

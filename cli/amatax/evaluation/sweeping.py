@@ -65,6 +65,7 @@ class SweepOptions:
         trust_remote_code: let transformers run the checkpoint's own code.
         overwrite: measure everything again.
         requirements: what the chosen merge must hold; what they need is looked at as soon as it can be.
+        notes: of what was found before, for the report.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -74,6 +75,7 @@ class SweepOptions:
     trust_remote_code: bool = False
     overwrite: bool = False
     requirements: Sequence[Requirement] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def sweep_job(
     """
     check_points(points, plan)
     check_fits(recipe, source, points, options.fit, plan)
-    notes = _check_samples(tasks, options.requirements)
+    notes = [*options.notes, *_check_samples(tasks, options.requirements)]
     folder = make_folder(folder)
     with closing(Journal(folder / JOURNAL, overwrite=options.overwrite)) as journal:
         device = _device(options)
@@ -183,7 +185,7 @@ def preview(
     """
     check_points(points, plan)
     check_fits(recipe, source, points, options.fit, plan)
-    notes = _check_samples(tasks, options.requirements)
+    notes = [*options.notes, *_check_samples(tasks, options.requirements)]
     known: set[tuple[str, str]] = set()
     fits: set[str] = set()
     if not options.overwrite:
