@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from amatax import api
 from amatax.errors import DataError
 from amatax.evaluation.sweeping import JOURNAL
+from tests.conftest import Run
 from tests.fitting.conftest import FAMILY
 
 LENGTH = {"measure": "length", "data": "p.jsonl", "max_new_tokens": 2, "higher": True}
@@ -108,6 +110,27 @@ def test_fitted_prompts_that_are_measured(folder: Path) -> None:
     swept = api.sweep(folder / "r.yaml", folder / "s", data=data, allow_overlap=True, **wanted)
     assert swept.notes == [said]
     assert "2 of the 22 prompts" in (folder / "s" / "report.html").read_text()
+
+
+def test_a_measure_that_is_constant(folder: Path, amatax: Callable[..., Run]) -> None:
+    """It is said, counts for nothing, and a requirement of it is held against it all the same."""
+    prompts = [json.loads(line) for line in (folder / "p.jsonl").read_text().splitlines()]
+    write(folder / "q.jsonl", *({"prompt": line["prompt"], "references": ["nobody says this"]} for line in prompts))
+    never = {"measure": "contains", "data": "q.jsonl", "max_new_tokens": 2}
+    declare(folder, debt={"measure": "reward", "data": "p.jsonl", "max_new_tokens": 8}, never=never)
+    command = ["sweep", "r.yaml", "-o", "s", "--alpha", "0.5", "--reward", "r.py:debt", "--device", "cpu", "--json"]
+    said = "never is 0 at every point: it tells no merge from another, and is left out of the fronts and of the choice."
+    for requirement, headline in (
+        ("never >= 0", "Take uniform 0.5."),
+        ("never >= 0.5", "No merge of 1 keeps what was asked"),
+    ):
+        done = amatax(*command, "--require", requirement, cwd=folder)
+        assert done.code == 0, done.err
+        found = json.loads(done.out)
+        assert found["constant"] == ["never"]
+        assert found["verdict"][0].startswith(headline)
+        assert found["verdict"].count(said) == 1
+        assert said in (folder / "s" / "report.html").read_text()
 
 
 def test_the_familys_files_share_no_prompt() -> None:

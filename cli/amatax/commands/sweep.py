@@ -148,6 +148,8 @@ def print_swept(swept: Swept) -> None:
 
 def swept_json(swept: Swept, output: str) -> dict[str, Any]:
     """The table for scripts."""
+    from amatax.evaluation.fronts import constant
+
     measures = swept.results.measures
     points = [
         {
@@ -165,6 +167,7 @@ def swept_json(swept: Swept, output: str) -> dict[str, Any]:
         "output": output,
         "measured": swept.measured,
         "points": points,
+        "constant": list(constant(swept.results)),
         "chosen": choice.point.name if choice is not None and choice.point is not None else None,
         "verdict": outcome.verdict if outcome is not None else [],
         "files": [str(file) for file in outcome.files] if outcome is not None else [],

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amatax.errors import DataError
-from amatax.evaluation.fronts import corners, is_merge, the_point
+from amatax.evaluation.fronts import constant, corners, is_merge, the_point
 from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Half, Measure, Point, Results, half_of
 from amatax.evaluation.rule import Rule, rule
@@ -85,7 +85,7 @@ def choose(results: Results, requirements: Sequence[Requirement] = (), seed: int
         DataError: without SFT or RLHF, without a merge that has every measure of the rule, or with too few samples to halve.
     """
     choosing, reporting = part(results, "choose"), part(results, "report")
-    wanted = rule(results.measures, corners(choosing), requirements)
+    wanted = rule(results.measures, corners(choosing), requirements, without=constant(results))
     candidates = [p for p in choosing.points if is_merge(p) and set(wanted.names) <= p.measured.keys()]
     if not candidates:
         raise DataError(f"no merge was measured by {', '.join(wanted.names)}", "measure some, at several ratios")

@@ -18,7 +18,7 @@ from amatax.evaluation.picture import draw_fronts
 from amatax.evaluation.report import write_report
 from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Results
-from amatax.evaluation.words import headline, sentences
+from amatax.evaluation.words import headline, sameness, sentences
 from amatax.fitting.filling import fill_in
 from amatax.planning.plan import Plan
 from amatax.recipes.loading import parse_recipe
@@ -94,6 +94,7 @@ def write_outcome(
         verdict.append("there is no front to draw: no measure gains while another pays")
         for name in PICTURES:
             (folder / name).unlink(missing_ok=True)
+    alike = sameness(results)
     page = write_report(
         results,
         folder / REPORT,
@@ -101,9 +102,9 @@ def write_outcome(
         title=source.stem if source is not None else "",
         about=_about(plan, source, device),
         prompts=_prompts(declared),
-        notes=[*notes, *([] if choice is not None else verdict)],
+        notes=[*notes, *alike, *([] if choice is not None else verdict)],
     )
-    return Outcome(choice, verdict, [*files, page])
+    return Outcome(choice, [*verdict, *alike], [*files, page])
 
 
 def _about(plan: Plan, source: Path | None, device: str) -> dict[str, str]:
