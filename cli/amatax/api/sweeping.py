@@ -18,6 +18,8 @@ from amatax.recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from amatax.evaluation.declared import Declared
+    from amatax.evaluation.likelihoods import Sft
+    from amatax.evaluation.live import LiveModel
     from amatax.evaluation.points import Wanted
     from amatax.evaluation.requirements import Requirement
     from amatax.evaluation.sweeping import Preview, SweepOptions, Swept, Task
@@ -151,7 +153,16 @@ def _job(
     check_points(points, plan)
     plan = downloaded(plan, watcher)
     import_libraries()
-    tasks = _tasks(open_tasks, plan, loaded, declared, device, batch_size, reward, trust_remote_code)
+    from amatax.evaluation.live import holds_sft
+
+    live: list[LiveModel] = []
+    sft = sft_loader(
+        loaded.models.sft, declared, [plan.checkpoints[loaded.output.tokenizer]], device, trust_remote_code
+    )
+    beside = plan.checkpoints["sft"].nbytes if sft is not None else 0
+    if sft is not None and holds_sft(plan, computed_in(device)):
+        sft, beside = (lambda: live[-1].sft()), 0  # no further model
+    tasks = _tasks(open_tasks, plan, loaded, declared, sft, device, batch_size, reward, trust_remote_code)
     requirements = [parse_requirement(text, {task.measure.name: task.measure for task in tasks}) for text in require]
     fit = FitOptions(
         data=data,
@@ -163,7 +174,18 @@ def _job(
         overwrite=overwrite,
     )
     notes = check_overlap(loaded, source, points, fit, declared, allowed=allow_overlap)
-    options = SweepOptions(fit, device, computed_in(device), threads, trust_remote_code, overwrite, requirements, notes)
+    options = SweepOptions(
+        fit,
+        device,
+        computed_in(device),
+        threads,
+        trust_remote_code,
+        overwrite,
+        requirements,
+        notes,
+        beside=beside,
+        opened=live.append,
+    )
     return _Job(loaded, source, plan, points, list(tasks), declared, requirements, Path(output), options)
 
 
@@ -172,6 +194,7 @@ def _tasks(
     plan: Plan,
     recipe: Recipe,
     declared: Sequence[Declared],
+    sft: Sft | None,
     device: str,
     batch_size: int,
     reward: str | None,
@@ -185,7 +208,7 @@ def _tasks(
     return (opener or open_tasks)(
         declared,
         tokenizer=open_tokenizer(described, trust_remote_code=trust_remote_code),
-        sft=sft_loader(recipe.models.sft, declared, [described], device, trust_remote_code),
+        sft=sft,
         device=device,
         batch_size=batch_size,
         reward=reward,

@@ -113,9 +113,11 @@ def preview_lines(ahead: Preview) -> list[str]:
     lines.append(f"samples  {ahead.samples_left} at most (of a point: {each})")
     if done:
         lines.append(f"known    {done} of {done + len(ahead.left)} results, which are not measured again: it continues")
-    held, live = ahead.memory
+    held, live, beside = ahead.memory
+    more = f", SFT for kl {human_bytes(beside)}" if beside else ""
     lines.append(
-        f"memory   {human_bytes(held + live)} of weights: the models {human_bytes(held)}, the merge {human_bytes(live)}"
+        f"memory   {human_bytes(held + live + beside)} of weights: the models {human_bytes(held)}, "
+        f"the merge {human_bytes(live)}{more}"
     )
     return [*lines, *(f"note: {note}" for note in ahead.notes)]
 
@@ -128,7 +130,7 @@ def preview_json(ahead: Preview) -> dict[str, Any]:
         "samples": dict(ahead.samples),
         "samples_left": ahead.samples_left,
         "left": [{"point": point, "measure": measure} for point, measure in ahead.left],
-        "memory": {"models": ahead.memory.held, "merge": ahead.memory.live},
+        "memory": {"models": ahead.memory.held, "merge": ahead.memory.live, "beside": ahead.memory.beside},
         "notes": list(ahead.notes),
     }
 

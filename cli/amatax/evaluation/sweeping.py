@@ -27,6 +27,7 @@ from amatax.recipes.schema import Ratios, Recipe
 if TYPE_CHECKING:
     import torch
 
+    from amatax.evaluation.live import LiveModel
     from amatax.evaluation.outcome import Outcome
 
 JOURNAL, FITS = "journal.jsonl", "fits"
@@ -66,6 +67,8 @@ class SweepOptions:
         overwrite: measure everything again.
         requirements: what the chosen merge must hold; what they need is looked at as soon as it can be.
         notes: of what was found before, for the report.
+        beside: bytes of other weights that the measures load.
+        opened: told the live model, once it is there.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -76,6 +79,8 @@ class SweepOptions:
     overwrite: bool = False
     requirements: Sequence[Requirement] = ()
     notes: Sequence[str] = ()
+    beside: int = 0
+    opened: Callable[[LiveModel], None] = lambda live: None
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,7 @@ def preview(
         [point.name for point in points if point.fitting is not None and point.name not in fits],
         {task.measure.name: task.samples for task in tasks},
         [(point.name, name) for point in points for name in names if (point.name, name) not in known],
-        live_bytes(plan, options.dtype),
+        live_bytes(plan, options.dtype)._replace(beside=options.beside),
         notes,
     )
 
@@ -312,7 +317,9 @@ def _measure(
                     dtype=options.dtype,
                     trust_remote_code=options.trust_remote_code,
                     threads=options.threads,
+                    beside=options.beside,
                 )
+                options.opened(live)
                 live.check()
                 watcher.start(sum(sizes[measure] for _, measure in left))
             assert point.recipe is not None
