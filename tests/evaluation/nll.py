@@ -22,6 +22,7 @@ class Task(NamedTuple):
     measure: Measure
     samples: int
     run: Callable[[Any, Callable[[int], None]], Measured]
+    names: tuple[str, ...] = ()
 
 
 def mean(sums: Any) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amatax.errors import DataError
+from amatax.evaluation.choice import choose
 from amatax.evaluation.fronts import (
     Corners,
     area,
+    constant,
     corners,
     front,
     hypervolume,
@@ -18,7 +23,10 @@ from amatax.evaluation.fronts import (
     pairs,
     pareto,
     sides,
+    without_error,
 )
+from amatax.evaluation.results import Measured, half_of
+from amatax.evaluation.words import sentences
 from tests.evaluation.tables import ABILITIES, KL, LENGTH, REWARD, table
 
 ROWS = {
@@ -116,3 +124,47 @@ def test_an_area_is_as_sure_as_its_data() -> None:
 def test_without_the_two_models_there_is_no_front() -> None:
     with pytest.raises(DataError, match="the RLHF model was not measured"):
         pairs(table(MEASURES, {"sft": ROWS["sft"]}))
+
+
+def test_measures_that_say_nothing() -> None:
+    """One value at every point, whatever its halves; and values that differ though no sample does."""
+    rows = {"sft": [0.2, 0.5, 1.0], "rlhf": [0.8, 0.5, 1.0], "uniform 0.5": [0.5, 0.5, 1.0]}
+    found = table([REWARD, ABILITIES, KL], rows)
+    assert constant(found) == {"abilities": 0.5, "kl": 1.0}
+    assert without_error(found) == ["reward"]
+    assert without_error(table([REWARD, ABILITIES], {name: row[:2] for name, row in rows.items()}, spread=0.1)) == []
+    nothing = replace(found.points[0].measured["kl"], sums=np.zeros((80, 2)))
+    points = [replace(p, measured={**p.measured, "kl": nothing}) for p in found.points]
+    assert np.isnan(constant(replace(found, points=tuple(points)))["kl"])
+    none = "there is nothing to choose by"
+    with pytest.raises(DataError, match=none):
+        choose(replace(found, measures={"abilities": ABILITIES, "kl": KL}))
+
+
+def test_a_constant_measure_counts_for_nothing_on_one_half() -> None:
+    """The same at every point in all, but not on the half that chooses: luck is no gain."""
+    found = table([REWARD, ABILITIES], {"sft": [0.2, 0.5], "rlhf": [0.8, 0.5], "uniform 0.5": [0.5, 0.5]}, spread=0.1)
+    halves = np.array(
+        [1.0 if half_of(sample) == "choose" else 0.0 for sample in found.points[0].measured["reward"].samples]
+    )
+    turned = {"sft": halves, "rlhf": 1 - halves, "uniform 0.5": halves}
+    even = min(int(halves.sum()), int((1 - halves).sum()))
+    keep = np.sort(np.concatenate([np.flatnonzero(halves == side)[:even] for side in (0, 1)]))
+
+    def cut(measured: Measured, column: Any = None) -> Measured:
+        sums = measured.sums.copy()
+        if column is not None:
+            sums[:, 0] = column
+        return Measured(sums[keep], tuple(measured.samples[i] for i in keep))
+
+    points = [
+        replace(
+            p, measured={"reward": cut(p.measured["reward"]), "abilities": cut(p.measured["abilities"], turned[p.name])}
+        )
+        for p in found.points
+    ]
+    found = replace(found, points=tuple(points))
+    assert constant(found) == {"abilities": 0.5}
+    choice = choose(found)
+    assert "abilities" not in choice.rule.in_words()
+    assert not any("gain in abilities" in text or "tax in abilities" in text for text in sentences(found, choice))

@@ -233,7 +233,7 @@ def test_too_little_memory_is_said_before(tmp_path: Path, monkeypatch: pytest.Mo
     from amatax.fitting import estimate
 
     plan = make_plan(load_recipe(family(tmp_path, "llama")))
-    held, live = live_bytes(plan)
+    held, live, _ = live_bytes(plan)
     assert (held, live) == (2 * plan.checkpoints["sft"].nbytes, plan.checkpoints["sft"].nbytes)
     monkeypatch.setattr(estimate, "free_bytes", lambda device: held + live - 1)
     with pytest.raises(AmataxError, match="GB are free") as caught:

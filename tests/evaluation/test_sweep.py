@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from amatax import api
 from amatax.api.common import Watcher
 from amatax.errors import AmataxError, OutputError
 from amatax.evaluation.sweeping import JOURNAL, Swept
+from tests.disks import mounted
 from tests.evaluation.nll import COUNT, Task, tasks_of
 from tests.fitting.conftest import FAMILY, RECIPE
 
@@ -213,6 +215,65 @@ def test_fit_data_that_have_changed_are_named(whole: Path, recipe: Path, distill
         again(folder, recipe, distilled, seed=1)
 
 
+def test_what_a_fit_is_asked_for_and_has_changed_is_named(
+    whole: Path, recipe: Path, distilled: Path, tmp_path: Path
+) -> None:
+    """The recipe's `fit`, where something is fitted: what held the old samples out, and fitted the old blocks, is not used again."""
+    folder = tmp_path / "s"
+    shutil.copytree(whole, folder)
+    other = tmp_path / "r.yaml"
+
+    def asked(fit: str, **options: Any) -> Swept:
+        other.write_text(f"{recipe.read_text()}\nfit: {fit}\n")
+        wishes = {"alpha": "0,0.3", "ways": ["uniform", "fitted"], "data": distilled, "blocks": [2]}
+        return sweep(folder, distilled, other, **{**wishes, **options})
+
+    (tmp_path / "h.jsonl").write_text(distilled.read_text().splitlines()[0])
+    before = journal(folder)
+    for fit, said, options in (
+        ("{holdout: 0.3}", r"another fit holdout \(0.2 -> 0.3\)", {}),
+        ("{holdout: h.jsonl}", r"another fit holdout \(0.2 -> \"", {}),
+        (f"{{prompts: {distilled}}}", r"another fit data's responses \(\"there\" -> \"sampled\"\)", {"data": None}),
+    ):
+        with pytest.raises(OutputError, match=said) as caught:
+            asked(fit, **options)
+        assert "--overwrite" in caught.value.hint
+        assert journal(folder) == before
+    other.write_text(
+        recipe.read_text().replace("[0.7, 0.5, 0.3]", '[{layers: "0-1", ratio: 0.7}, {layers: "2-8", ratio: 0.3}]')
+    )
+    with pytest.raises(OutputError, match="another recipe"):
+        again(folder, other, distilled, blocks=[])  # two blocks of other layers are called fitted-2, too
+    assert asked("{holdout: 0.2, alpha: 0.7, blocks: 5}").measured == 0  # the points say what these are
+    assert asked("{holdout: 0.3}", ways=["uniform"]).measured == 0
+    assert journal(folder) == before
+
+
+def test_blocks_of_one_name_are_told_apart(whole: Path, recipe: Path, distilled: Path, tmp_path: Path) -> None:
+    """Two even blocks, and the two whose layers the recipe writes out."""
+    from amatax.evaluation.fits import fit_facts
+    from amatax.evaluation.points import numbers, wanted_points
+    from amatax.fitting.options import FitOptions
+    from amatax.planning.plan import make_plan
+    from amatax.recipes.loading import load_recipe
+
+    other = tmp_path / "r.yaml"
+    ranges = '[{layers: "0-1", ratio: 0.7}, {layers: "2-8", ratio: 0.3}]'
+    other.write_text(recipe.read_text().replace("[0.7, 0.5, 0.3]", ranges))
+    wanted = load_recipe(other)
+    facts = [
+        fit_facts(
+            wanted,
+            other,
+            wanted_points(wanted, numbers("0.3", "--alpha"), ["fitted"], blocks=blocks),
+            FitOptions(data=distilled),
+            make_plan(wanted),
+        )["fit blocks of fitted-2"]
+        for blocks in ([2], [])
+    ]
+    assert facts == [2, "as in the ratios"]
+
+
 def test_a_measure_that_writes_to_the_model_is_found(distilled: Path, tmp_path: Path) -> None:
     def open_tasks(*arguments: Any, **options: Any) -> list[Task]:
         first, *_ = tasks_of(distilled)(*arguments, **options)
@@ -273,6 +334,51 @@ def test_a_preview_writes_nothing(distilled: Path, tmp_path: Path) -> None:
     assert ahead.memory.held == pytest.approx(2 * size, rel=0.02)
     assert ahead.memory.live == pytest.approx(2 * size, rel=0.02)  # float32 on the CPU
     assert not (tmp_path / "s").exists()
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Everything that a folder holds, with its times."""
+    files = [folder, *sorted(folder.rglob("*"))]
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_ino, p.read_bytes() if p.is_file() else b"") for p in files}
+
+
+def ahead(folder: Path, recipe: Path, data: Path, **options: Any) -> Any:
+    wishes = {"alpha": "0,0.3", "ways": ["uniform", "fitted"], "data": data, "blocks": [2], "device": "cpu"}
+    return api.preview_sweep(recipe, folder, **{"open_tasks": tasks_of(data), **wishes, **options})
+
+
+def test_a_preview_only_reads(whole: Path, recipe: Path, distilled: Path, tmp_path: Path) -> None:
+    """A journal that a crash cut off, which another run holds: what it would do is said, and every byte and time stays."""
+    folder = tmp_path / "s"
+    shutil.copytree(whole, folder)
+    lines = journal(whole).splitlines(keepends=True)
+    (folder / JOURNAL).write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    before = state(folder)
+    with (folder / JOURNAL).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = ahead(folder, recipe, distilled)
+        assert list(found.left) == [("fitted-2 0.3", "length")]
+        assert found.fits == []
+        with pytest.raises(OutputError, match=r"another fit seed \(0 -> 1\)") as caught:
+            ahead(folder, recipe, distilled, seed=1)
+        assert "--overwrite" in caught.value.hint
+        with pytest.raises(OutputError, match=r"another measure nll \(settings.count: 12 -> 5\)"):
+            ahead(folder, recipe, distilled, open_tasks=tasks_of(distilled, 5))
+        assert len(ahead(folder, recipe, distilled, seed=1, overwrite=True).left) == 10
+    assert state(folder) == before
+    for text in ("mine\n", "mine"):
+        (folder / JOURNAL).write_text(text)
+        with pytest.raises(OutputError, match="no journal"):
+            ahead(folder, recipe, distilled)
+
+
+def test_a_preview_of_a_folder_that_cannot_be_written(
+    whole: Path, recipe: Path, distilled: Path, tmp_path: Path
+) -> None:
+    with mounted(tmp_path / "s", "--bind", "-o", "ro", str(whole)) as folder:
+        with pytest.raises(OSError, match="Read-only"):
+            (folder / "x").touch()
+        assert ahead(folder, recipe, distilled).left == []
 
 
 def test_tax_aware_points(distilled: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_kl_is_that_of_a_fits_kept_prompts(opened: Open, sft: Any, rlhf: Any, to
     from amatax.planning.plan import make_plan
     from amatax.recipes.loading import load_recipe
 
-    task = opened({"tax": {"measure": "kl"}}, "keep", sft=lambda: sft)["tax"]
+    task = opened({"tax": {"measure": "kl"}}, "keep", sft=lambda: nullcontext(sft))["tax"]
     plan = make_plan(load_recipe(FAMILY.parent / "quickstart.yaml"))
     variables = choose_variables(plan.ratios, plan.model, 3, groups=False, free_head=False, weigh_by_layers=False)
     merged = load_merged_model(plan, *tensor_groups(plan, variables), compute=torch.float32)
@@ -122,10 +123,10 @@ def test_kl_is_that_of_a_fits_kept_prompts(opened: Open, sft: Any, rlhf: Any, to
 def test_kl_on_bare_prompts_goes_along_what_sft_answers(opened: Open, sft: Any, rlhf: Any, tokenizer: Any) -> None:
     prompts = [{"prompt": json.loads(line)["prompt"]} for line in (FAMILY / "data" / "open.jsonl").open()][:6]
     options = {"measure": "kl", "max_new_tokens": 24}
-    first = opened({"tax": {**options}}, prompts, sft=lambda: sft)["tax"].run(rlhf, silent)
-    again = opened({"tax": {**options}}, prompts, sft=lambda: sft, batch_size=1)["tax"].run(rlhf, silent)
+    first = opened({"tax": {**options}}, prompts, sft=lambda: nullcontext(sft))["tax"].run(rlhf, silent)
+    again = opened({"tax": {**options}}, prompts, sft=lambda: nullcontext(sft), batch_size=1)["tax"].run(rlhf, silent)
     np.testing.assert_allclose(first.sums, again.sums, rtol=1e-4, atol=1e-6)
-    other = opened({"tax": {**options, "seed": 1}}, prompts, sft=lambda: sft)["tax"].run(rlhf, silent)
+    other = opened({"tax": {**options, "seed": 1}}, prompts, sft=lambda: nullcontext(sft))["tax"].run(rlhf, silent)
     assert not np.allclose(first.sums, other.sums)
     assert first.sums[:, 0].min() > 0
 
@@ -264,7 +265,7 @@ CHOICES = {"prompt": "p", "choices": ["a", "b"]}
 )
 def test_data_that_does_not_fit(opened: Open, sft: Any, measure: dict[str, Any], lines: list[Any], words: str) -> None:
     with pytest.raises(MeasureError) as caught:
-        opened({"it": measure}, lines, sft=lambda: sft, room=256)
+        opened({"it": measure}, lines, sft=lambda: nullcontext(sft), room=256)
     said = str(caught.value)
     assert words in said
     assert "data.jsonl" in said

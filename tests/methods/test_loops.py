@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from amatax.methods._consensus import agreed
 from amatax.methods._magnitudes import EVERYTHING, NOTHING, Cut, trimmed
 from amatax.methods._random import WORD, drop, numbers
 from amatax.methods._selection import cuts
+from tests.disks import small_disk
 from tests.methods.test_selection import KINDS, RANKS, chunks_of
 
 COUNT = compiled.MANY + 977  # no multiple of any vector's length
@@ -157,3 +162,38 @@ def test_whole_methods(monkeypatch: pytest.MonkeyPatch, method: str, dtype: torc
     with torch_alone(monkeypatch):
         theirs = merged()
     assert same(ours, theirs)
+
+
+FULL = """
+import resource, sys
+import torch
+from amatax.methods import _compiled as compiled, _loops
+if sys.argv[1:] == ["nothing may be written"]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+x, y, z = torch.full((compiled.MANY,), 1.0), torch.full((compiled.MANY,), 4.0), torch.zeros(compiled.MANY)
+for _ in range(2):
+    _loops.trim(*map(compiled.array, (x, y, z)), 0, 3.5, 0, 9.0, 0)
+    assert z.tolist() == [0.0] * compiled.MANY
+_loops.trim(*map(compiled.array, (x, y, z)), 0, 2.5, 0, 9.0, 0)
+assert z.tolist() == [3.0] * compiled.MANY
+"""
+
+
+def run_with_cache(folder: Path, *arguments: str) -> None:
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", FULL, *arguments], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cache_that_takes_no_byte(tmp_path: Path) -> None:
+    """Files can be made in it, and nothing written: loops are compiled in memory."""
+    run_with_cache(tmp_path / "c", "nothing may be written")
+    assert not any(file.stat().st_size for file in (tmp_path / "c").rglob("*") if file.is_file())
+    run_with_cache(tmp_path / "d")
+    assert any(file.stat().st_size for file in (tmp_path / "d").rglob("*.nbc"))
+
+
+def test_a_cache_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 12) as disk:
+        run_with_cache(disk / "c")
+        assert not list(disk.rglob("*.nbc"))

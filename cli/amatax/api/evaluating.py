@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from amatax.evaluation.declared import Declared
+    from amatax.evaluation.likelihoods import Sft
     from amatax.evaluation.results import Point, Results
     from amatax.evaluation.tasks import Task
 
@@ -204,7 +205,7 @@ def sft_loader(
     others: Sequence[Checkpoint],
     device: str,
     trust_remote_code: bool,
-) -> Callable[[], Any] | None:
+) -> Sft | None:
     """What gives the SFT model, once for all tasks; None if nothing is measured against it, or nobody has named one."""
     if named is None or not any("divergence" in one.needs for one in declared):
         return None
@@ -218,16 +219,16 @@ def sft_loader(
         same_vocabulary(own, theirs, (checkpoint.ref, other.ref))
     loaded: list[Any] = []
 
-    def get() -> Any:
+    def get() -> AbstractContextManager[Any]:
         if not loaded:
             loaded.append(_load(checkpoint, device, trust_remote_code))
-        return loaded[0]
+        return nullcontext(loaded[0])
 
     return get
 
 
 def _tasks(
-    targets: list[_Target], declared: list[Declared], sft: Callable[[], Any] | None, options: dict[str, Any]
+    targets: list[_Target], declared: list[Declared], sft: Sft | None, options: dict[str, Any]
 ) -> Iterator[list[Task]]:
     """Of every model; models with the same tokenizer share them."""
     from amatax.evaluation.tasks import open_tasks

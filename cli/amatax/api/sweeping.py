@@ -18,6 +18,8 @@ from amatax.recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from amatax.evaluation.declared import Declared
+    from amatax.evaluation.likelihoods import Sft
+    from amatax.evaluation.live import LiveModel
     from amatax.evaluation.measuring import Task
     from amatax.evaluation.points import Wanted
     from amatax.evaluation.predicting import Predicting
@@ -71,7 +73,6 @@ def sweep(
         job.options,
         watcher,
         job.predicting,
-        job.requirements,
     )
     from amatax.evaluation.outcome import write_outcome
     from amatax.streaming.stream import pick_device
@@ -87,6 +88,7 @@ def sweep(
         job.requirements,
         device,
         swept.foretold,
+        notes=swept.notes,
     )
     return replace(swept, outcome=outcome)
 
@@ -103,7 +105,7 @@ def preview_sweep(
             many merges a quadratic in the blocks' ratios is fitted to (without `ways` nothing else is measured, but for its proposals);
             `data`, `keep` and `keep_weight` of the fits; `device`, `batch_size`, `threads`, `trust_remote_code`, `overwrite`; `reward`, `lm_eval_tasks`;
             `measures`, a file of them instead of the recipe's; `require`, what the chosen merge must hold ("reward >= 0.9*rlhf");
-            `open_tasks`, what makes tasks, for measures of one's own.
+            `allow_overlap`, prompts may be fitted and measured; `open_tasks`, what makes tasks, for measures of one's own.
 
     Raises:
         AmataxError: see amatax.errors.
@@ -139,10 +141,12 @@ def _job(
     lm_eval_tasks: str | PathLike[str] | None = None,
     measures: str | PathLike[str] | None = None,
     require: Sequence[str] = (),
+    allow_overlap: bool = False,
     open_tasks: OpenTasks | None = None,
 ) -> _Job:
     """Everything that a sweep is, made ready; faults that the recipe and the headers show come first."""
     from amatax.evaluation.declared import declared_measures
+    from amatax.evaluation.overlap import check_overlap
     from amatax.evaluation.points import numbers, one_count, wanted_points
     from amatax.evaluation.predicting import plan_surrogate
     from amatax.evaluation.requirements import parse_requirement
@@ -169,7 +173,18 @@ def _job(
     check_points(points, plan)
     plan = downloaded(plan, watcher)
     import_libraries()
-    tasks = _tasks(open_tasks, plan, loaded, declared, device, batch_size, reward, lm_eval_tasks, trust_remote_code)
+    from amatax.evaluation.live import holds_sft
+
+    live: list[LiveModel] = []
+    sft = sft_loader(
+        loaded.models.sft, declared, [plan.checkpoints[loaded.output.tokenizer]], device, trust_remote_code
+    )
+    beside = plan.checkpoints["sft"].nbytes if sft is not None else 0
+    if sft is not None and holds_sft(plan, computed_in(device)):
+        sft, beside = (lambda: live[-1].sft()), 0  # no further model
+    tasks = _tasks(
+        open_tasks, plan, loaded, declared, sft, device, batch_size, reward, lm_eval_tasks, trust_remote_code
+    )
     requirements = [parse_requirement(text, {task.measure.name: task.measure for task in tasks}) for text in require]
     fit = FitOptions(
         data=data,
@@ -180,7 +195,19 @@ def _job(
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
     )
-    options = SweepOptions(fit, device, computed_in(device), threads, trust_remote_code, overwrite)
+    notes = check_overlap(loaded, source, points, fit, declared, allowed=allow_overlap)
+    options = SweepOptions(
+        fit,
+        device,
+        computed_in(device),
+        threads,
+        trust_remote_code,
+        overwrite,
+        requirements,
+        notes,
+        beside=beside,
+        opened=live.append,
+    )
     return _Job(loaded, source, plan, points, list(tasks), declared, requirements, Path(output), options, predicting)
 
 
@@ -189,6 +216,7 @@ def _tasks(
     plan: Plan,
     recipe: Recipe,
     declared: Sequence[Declared],
+    sft: Sft | None,
     device: str,
     batch_size: int,
     reward: str | None,
@@ -203,7 +231,7 @@ def _tasks(
     return (opener or open_tasks)(
         declared,
         tokenizer=open_tokenizer(described, trust_remote_code=trust_remote_code),
-        sft=sft_loader(recipe.models.sft, declared, [described], device, trust_remote_code),
+        sft=sft,
         device=device,
         batch_size=batch_size,
         reward=reward,

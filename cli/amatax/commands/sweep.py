@@ -66,6 +66,9 @@ def run(
     require: list[str] = typer.Option(
         [], help='What the chosen merge must hold: "abilities >= 0.98*sft"; several times.', show_default=False
     ),
+    allow_overlap: bool = typer.Option(
+        False, "--allow-overlap", help="Measure prompts that are fitted, too; the report says how many."
+    ),
     seed: int = typer.Option(0, help="Of the fits."),
     device: str = typer.Option("auto", help="Where to compute: cpu, cuda, cuda:N, or auto."),
     batch_size: int = typer.Option(16, help="Samples that are generated at once.", min=1),
@@ -97,6 +100,7 @@ def run(
         "lm_eval_tasks": lm_eval_tasks or None,
         "measures": measures or None,
         "require": require,
+        "allow_overlap": allow_overlap,
         "seed": seed,
         "device": device,
         "batch_size": batch_size,
@@ -134,12 +138,14 @@ def preview_lines(ahead: Preview) -> list[str]:
     done = len(ahead.points) * len(ahead.samples) - len(ahead.left)
     lines.append(f"samples  {ahead.samples_left} at most (of a point: {each})")
     if done:
-        lines.append(f"known    {done} of {done + len(ahead.left)} results, which are not measured again")
-    held, live = ahead.memory
+        lines.append(f"known    {done} of {done + len(ahead.left)} results, which are not measured again: it continues")
+    held, live, beside = ahead.memory
+    more = f", SFT for kl {human_bytes(beside)}" if beside else ""
     lines.append(
-        f"memory   {human_bytes(held + live)} of weights: the models {human_bytes(held)}, the merge {human_bytes(live)}"
+        f"memory   {human_bytes(held + live + beside)} of weights: the models {human_bytes(held)}, "
+        f"the merge {human_bytes(live)}{more}"
     )
-    return lines
+    return [*lines, *(f"note: {note}" for note in ahead.notes)]
 
 
 def preview_json(ahead: Preview) -> dict[str, Any]:
@@ -151,7 +157,8 @@ def preview_json(ahead: Preview) -> dict[str, Any]:
         "samples": dict(ahead.samples),
         "samples_left": ahead.samples_left,
         "left": [{"point": point, "measure": measure} for point, measure in ahead.left],
-        "memory": {"models": ahead.memory.held, "merge": ahead.memory.live},
+        "memory": {"models": ahead.memory.held, "merge": ahead.memory.live, "beside": ahead.memory.beside},
+        "notes": list(ahead.notes),
     }
 
 
@@ -188,6 +195,7 @@ def foretold_lines(foretold: Foretold) -> list[str]:
 
 def swept_json(swept: Swept, output: str) -> dict[str, Any]:
     """The table for scripts."""
+    from amatax.evaluation.fronts import constant
     from amatax.evaluation.predicting import foretold_json
 
     measures = swept.results.measures
@@ -207,6 +215,7 @@ def swept_json(swept: Swept, output: str) -> dict[str, Any]:
         "output": output,
         "measured": swept.measured,
         "points": points,
+        "constant": list(constant(swept.results)),
         "chosen": choice.point.name if choice is not None and choice.point is not None else None,
         "surrogate": foretold_json(swept.results, swept.foretold) if swept.foretold is not None else None,
         "verdict": outcome.verdict if outcome is not None else [],

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from amatax.errors import DataError
-from amatax.evaluation.fronts import corners, is_merge, the_point
+from amatax.evaluation.fronts import constant, corners, is_merge, the_point
 from amatax.evaluation.requirements import Requirement
-from amatax.evaluation.results import Half, Measure, Point, Results
+from amatax.evaluation.results import Half, Measure, Point, Results, half_of
 from amatax.evaluation.rule import Rule, rule
 from amatax.evaluation.statistics import difference, half, in_words, samples_apart, standard_error, value_of
 from amatax.fitting.bootstrap import FEWEST, Interval
@@ -85,7 +85,7 @@ def choose(results: Results, requirements: Sequence[Requirement] = (), seed: int
         DataError: without SFT or RLHF, without a merge that has every measure of the rule, or with too few samples to halve.
     """
     choosing, reporting = part(results, "choose"), part(results, "report")
-    wanted = rule(results.measures, corners(choosing), requirements)
+    wanted = rule(results.measures, corners(choosing), requirements, without=constant(results))
     candidates = [p for p in choosing.points if is_merge(p) and set(wanted.names) <= p.measured.keys()]
     if not candidates:
         raise DataError(f"no merge was measured by {', '.join(wanted.names)}", "measure some, at several ratios")
@@ -132,13 +132,38 @@ def part(results: Results, which: Half) -> Results:
     """
     points = []
     for point in results.points:
+        check_halves({name: one.samples for name, one in point.measured.items()})
         measured = {name: half(one, which) for name, one in point.measured.items()}
-        for name, one in measured.items():
-            if len(one.samples) < 2:
-                message = f"{name}: {len(point.measured[name].samples)} samples cannot be halved, to choose by one half and report the other"
-                raise DataError(message, f"measure more samples; {4 * FEWEST} are few")
         points.append(replace(point, measured=measured))
     return replace(results, points=tuple(points))
+
+
+def check_halves(samples: Mapping[str, Sequence[str]]) -> None:
+    """Whether samples can be divided into those that choose and those that report: two of each.
+
+    Args:
+        samples: their names, by measure.
+
+    Raises:
+        DataError: naming the measure that has too few.
+    """
+    for name, some in samples.items():
+        choosing = sum(half_of(sample) == "choose" for sample in some)
+        if min(choosing, len(some) - choosing) < 2:
+            message = f"{name}: {len(some)} samples cannot be halved, to choose by one half and report the other"
+            raise DataError(message, f"measure more samples; {4 * FEWEST} are few")
+
+
+def check_shares(results: Results, requirements: Sequence[Requirement]) -> None:
+    """Whether requirements can be held against what SFT and RLHF have, once that is known.
+
+    Raises:
+        DataError: for a share of a negative number, or too few samples to choose by.
+    """
+    if requirements:
+        ends = corners(part(results, "choose"))
+        for requirement in requirements:
+            requirement.bound(ends[requirement.name].sft, ends[requirement.name].rlhf)
 
 
 def uniform_like(results: Results, point: Point) -> Point | None:

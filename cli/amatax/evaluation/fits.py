@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from amatax.errors import AmataxError
+from amatax.errors import AmataxError, DataError
 from amatax.evaluation.journal import Journal
 from amatax.evaluation.points import Wanted, with_ratios
-from amatax.fitting.data import answers, check_data, data_files
-from amatax.fitting.options import FitOptions
+from amatax.fitting.data import answers, check_data, data_files, holdout
+from amatax.fitting.options import FitOptions, block_count
 from amatax.fitting.sampling import Watching
 from amatax.planning.plan import Plan
 from amatax.recipes.loading import load_recipe
@@ -63,31 +64,64 @@ def fit_points(
     for point in points:
         if point.fitting is not None and point.name not in journal.fits:
             kinds.setdefault(point.kind, []).append(point)
-    if any(point.fitting is not None for point in points):
-        files = data_files(recipe, source, options)
-        for name, (path, _) in files.items():
-            journal.fact(f"fit {name}", hashlib.sha256(path.read_bytes()).hexdigest())
-        journal.fact("fit seed", options.seed)
-        if any(point.fitting is not None and point.fitting.tax_aware for point in points):
-            journal.fact("fit keep weight", _weight(options))
+    for name, value in fit_facts(recipe, source, points, options, plan).items():
+        journal.fact(name, value)
     if kinds:
         folder.mkdir(exist_ok=True)
-        for name, (path, answered) in files.items():
+        for name, (path, answered) in data_files(recipe, source, options).items():
             if not answered:  # once for all fits
                 role = "rlhf" if name == "data" else "sft"
                 made = answers(recipe, path, role, options, folder / "answers.yaml", watcher)
                 options = replace(options, data=made) if name == "data" else replace(options, keep=made)
     for kind, missing in kinds.items():
         _fit(recipe, source, kind, missing, options, journal, folder, watcher)
-    fitted = []
+    return with_fits(recipe, points, journal.fits)
+
+
+def with_fits(recipe: Recipe, points: Sequence[Wanted], fits: Mapping[str, Mapping[str, Any]]) -> list[Wanted]:
+    """The points with a recipe each, but for those whose fit is not known.
+
+    Args:
+        fits: as a journal has them.
+    """
+    found = []
     for point in points:
-        if point.fitting is not None:
-            known = journal.fits[point.name]
+        if point.fitting is not None and point.name in fits:
+            known = fits[point.name]
             made_of = with_ratios(recipe, Ratios.model_validate(known["ratios"]))
             record = {**recipe.record, "fit": known["record"]}
             point = point._replace(recipe=made_of.model_copy(update={"record": record}))
-        fitted.append(point)
-    return fitted
+        found.append(point)
+    return found
+
+
+def fit_facts(
+    recipe: Recipe, source: Path | None, points: Sequence[Wanted], options: FitOptions, plan: Plan
+) -> dict[str, Any]:
+    """What the fits depend on, beside the models and the recipe's `merge`; nothing where nothing is fitted."""
+    kinds = {point.kind: point.fitting for point in points if point.fitting is not None}
+    if not kinds:
+        return {}
+    files = data_files(recipe, source, options)
+    facts: dict[str, Any] = {f"fit {name}": _checksum(path) for name, (path, _) in files.items()}
+    facts["fit data's responses"] = "there" if files["data"][1] else "sampled"  # `fit.data`, or `fit.prompts`
+    held = holdout(recipe, source, options)
+    facts["fit holdout"] = _checksum(held) if isinstance(held, Path) else held
+    for kind, fitting in kinds.items():
+        # of one name are even blocks and as many that the recipe's ratios write out
+        count = block_count(recipe, replace(options, blocks=fitting.blocks), plan)
+        facts[f"fit blocks of {kind}"] = "as in the ratios" if count is None else count
+    facts["fit seed"] = options.seed
+    if any(fitting.tax_aware for fitting in kinds.values()):
+        facts["fit keep weight"] = _weight(options)
+    return facts
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", "check the path and its permissions") from None
 
 
 def _fit(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from amatax.errors import DataError
 from amatax.evaluation.results import Measure, Point, Results
-from amatax.evaluation.statistics import drawn_values, value_of
+from amatax.evaluation.statistics import drawn_values, standard_error, value_of
 from amatax.fitting.bootstrap import Interval, percentile_interval
 
 Side = Literal["gain", "tax"]
@@ -63,6 +63,26 @@ def the_point(results: Results, kind: str) -> Point:
             f"the {kind.upper()} model was not measured", "a front begins and ends at the two models: measure both"
         )
     return found
+
+
+def constant(results: Results) -> dict[str, float]:
+    """The measures that have one value at every point, and so tell no merge from another, with that value (NaN: it has none)."""
+    found: dict[str, float] = {}
+    for name, measure in results.measures.items():
+        values = np.array([value_of(measure, p.measured[name]) for p in results.points if name in p.measured])
+        if len(values) > 1 and (np.isnan(values).all() or (values == values[0]).all()):
+            found[name] = float(values[0])
+    return found
+
+
+def without_error(results: Results) -> list[str]:
+    """The measures that differ between points, but of which at no point any sample differs from another."""
+    return [
+        name
+        for name, measure in results.measures.items()
+        if name not in constant(results)
+        and all(standard_error(measure, p.measured[name]) == 0 for p in results.points if name in p.measured)
+    ]
 
 
 def corners(results: Results) -> dict[str, Corners]:

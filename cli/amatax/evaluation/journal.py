@@ -22,85 +22,51 @@ FORMAT = 1
 FIRST = {"sweep": FORMAT}
 
 
-class Journal:
-    """What is known of a sweep; close it.
+class Known:
+    """What a journal says; to be read only.
 
     Args:
-        path: the file; it is made if it is not there.
-        overwrite: begin anew.
+        path: the file, which need not be there.
 
     Attributes:
         facts: what the measured depends on, by name.
         fits: {"ratios": ..., "record": ...} by the point's name.
         measured: by (point, measure).
+        whole: bytes of the file that can be used; a crash may have cut off the rest.
 
     Raises:
-        OutputError: if another run is at work there, or the file is none of ours.
+        OutputError: if the file is none of ours, or cannot be read.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.facts: dict[str, Any] = {}
         self.fits: dict[str, dict[str, Any]] = {}
         self.measured: dict[tuple[str, str], Measured] = {}
         self._path = path
-        fd = open_locked(path)
-        if fd is None:
-            raise OutputError(f"{path}: another run is sweeping into this folder", "wait for it, or choose another -o")
-        self._fd = fd
-        try:
-            whole = 0 if overwrite else self._read()
-            os.ftruncate(fd, whole)  # what a crash cut off goes
-            if not whole:
-                self._write(FIRST)
-        except BaseException:
-            os.close(fd)
-            raise
+        self.whole = self._read()
 
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._fd)
-
-    def fact(self, name: str, value: Any) -> None:
-        """Say what the measured depends on: now, or as it was said before.
+    def check(self, name: str, value: Any) -> None:
+        """Hold something that the measured depends on against what it was; what is not known yet is right.
 
         Raises:
             OutputError: if it is another one than in an earlier run.
         """
         value = json.loads(json.dumps(value))
-        if name not in self.facts:
-            self._write({"fact": name, "is": value})
-            self.facts[name] = value
-        elif self.facts[name] != value:
+        if self.facts.get(name, value) != value:
             raise OutputError(
                 f"{self._path.parent} was measured with another {name} ({_difference(self.facts[name], value)})",
                 "sweep into another folder with -o, or measure everything again with --overwrite",
             )
 
-    def add_fit(self, point: str, ratios: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """A fit is done."""
-        entry = {"fit": point, "ratios": dict(ratios), "record": dict(record)}
-        self._write(entry)
-        self.fits[point] = entry
-
-    def add(self, point: str, measure: str, measured: Measured) -> None:
-        """A measure at a point is done."""
-        self._write(
-            {
-                "point": point,
-                "measure": measure,
-                "samples": list(measured.samples),
-                "sums": measured.sums.tolist(),
-                "responses": None if measured.responses is None else list(measured.responses),
-            }
-        )
-        self.measured[point, measure] = measured
-
-    def _write(self, entry: Mapping[str, Any]) -> None:
-        write_all(self._fd, (json.dumps(entry) + "\n").encode())
-
     def _read(self) -> int:
         """Take in the whole lines; their bytes."""
-        lines, whole = self._path.read_bytes().splitlines(keepends=True), 0
+        try:
+            lines = self._path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise OutputError(f"{self._path}: {error.strerror}", "mend that, or choose another -o") from None
+        whole = 0
         for i, line in enumerate(lines):
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
@@ -132,6 +98,73 @@ class Journal:
         except (KeyError, TypeError, ValueError):
             return False
         return True
+
+
+class Journal(Known):
+    """A journal to go on with; close it.
+
+    Args:
+        path: the file; it is made if it is not there.
+        overwrite: begin anew.
+
+    Raises:
+        OutputError: if another run is at work there, or the file is none of ours.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        fd = open_locked(path)
+        if fd is None:
+            raise OutputError(f"{path}: another run is sweeping into this folder", "wait for it, or choose another -o")
+        self._fd, self._overwrite = fd, overwrite
+        try:
+            super().__init__(path)
+            os.ftruncate(fd, self.whole)  # what a crash cut off goes
+            if not self.whole:
+                self._write(FIRST)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+    def fact(self, name: str, value: Any) -> None:
+        """Say what the measured depends on: now, or as it was said before.
+
+        Raises:
+            OutputError: if it is another one than in an earlier run.
+        """
+        self.check(name, value)
+        if name not in self.facts:
+            value = json.loads(json.dumps(value))
+            self._write({"fact": name, "is": value})
+            self.facts[name] = value
+
+    def add_fit(self, point: str, ratios: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """A fit is done."""
+        entry = {"fit": point, "ratios": dict(ratios), "record": dict(record)}
+        self._write(entry)
+        self.fits[point] = entry
+
+    def add(self, point: str, measure: str, measured: Measured) -> None:
+        """A measure at a point is done."""
+        self._write(
+            {
+                "point": point,
+                "measure": measure,
+                "samples": list(measured.samples),
+                "sums": measured.sums.tolist(),
+                "responses": None if measured.responses is None else list(measured.responses),
+            }
+        )
+        self.measured[point, measure] = measured
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        write_all(self._fd, (json.dumps(entry) + "\n").encode())
+
+    def _read(self) -> int:
+        return 0 if self._overwrite else super()._read()
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,9 +15,12 @@ from amatax.fitting.likelihood import BATCH_TOKENS, IGNORED, batches, most_token
 from amatax.fitting.memory import memory_hint
 from amatax.fitting.samples import Sample
 
+Sft = Callable[[], AbstractContextManager[Any]]  # SFT, live on the device, until the block ends
+HELD = 1 << 28  # bytes of SFT's log-probabilities that wait for the other model's
+
 
 def likelihoods(
-    model: Any, samples: Sequence[Sample], lines: Sequence[int], tick: Tick, *, sft: Any = None
+    model: Any, samples: Sequence[Sample], lines: Sequence[int], tick: Tick, *, sft: Sft | None = None
 ) -> list[Likelihood]:
     """Every sample's.
 
@@ -25,7 +29,7 @@ def likelihoods(
         samples: prompts with responses.
         lines: of the data file, for messages.
         tick: told the samples that are done.
-        sft: another live model: KL(it || model) instead of -log p.
+        sft: gives another live model: KL(it || model) instead of -log p. It may be the same one, with other weights for a while.
 
     Raises:
         DataError: if a sample does not fit the model.
@@ -40,12 +44,20 @@ def likelihoods(
                 "the tokenizer is another model's",
             )
     found = [0.0] * len(samples)
-    for batch in batches(samples, min(BATCH_TOKENS, most_tokens(model.config))):
-        hint = (f"on {model.device} with {len(batch)} samples", "use another --device, or shorter samples")
-        with memory_hint(*hint), torch.inference_mode():
-            for place, nats in zip(batch, _nats(model, sft, [samples[i] for i in batch]), strict=True):
-                found[place] = nats
-        tick(len(batch))
+    whole = list(batches(samples, min(BATCH_TOKENS, most_tokens(model.config))))
+    for group in _groups(whole, samples, words) if sft is not None else [whole]:
+        logs: list[torch.Tensor | None] = [None] * len(group)
+        if sft is not None:
+            with sft() as other:
+                for i, batch in enumerate(group):
+                    with _hint(other, batch), torch.inference_mode():
+                        logs[i] = response_logs(other, *pad([samples[place] for place in batch], other.device))
+        for i, batch in enumerate(group):
+            with _hint(model, batch), torch.inference_mode():
+                for place, nats in zip(batch, _nats(model, logs[i], [samples[n] for n in batch]), strict=True):
+                    found[place] = nats
+            logs[i] = None
+            tick(len(batch))
     for nats, line in zip(found, lines, strict=True):
         if nats != nats or abs(nats) == float("inf"):
             raise NonFiniteError(
@@ -54,10 +66,27 @@ def likelihoods(
     return [Likelihood(nats, len(s.ids) - s.start) for nats, s in zip(found, samples, strict=True)]
 
 
-def _nats(model: Any, sft: Any, samples: Sequence[Sample]) -> list[float]:
+def _groups(whole: Sequence[list[int]], samples: Sequence[Sample], words: int) -> Iterator[list[list[int]]]:
+    """Batches of which SFT's log-probabilities, float32 (response tokens, vocabulary), are held at once."""
+    group: list[list[int]] = []
+    held = 0
+    for batch in whole:
+        size = 4 * words * sum(len(samples[i].ids) - samples[i].start for i in batch)
+        if group and held + size > HELD:
+            yield group
+            group, held = [], 0
+        group.append(batch)
+        held += size
+    yield group
+
+
+def _hint(model: Any, batch: Sequence[int]) -> AbstractContextManager[None]:
+    return memory_hint(f"on {model.device} with {len(batch)} samples", "use another --device, or shorter samples")
+
+
+def _nats(model: Any, before: torch.Tensor | None, samples: Sequence[Sample]) -> list[float]:
     ids, mask, targets = pad(samples, model.device)
     wanted = targets != IGNORED
-    before = response_logs(sft, ids, mask, targets) if sft is not None else None
     losses = token_losses(response_logs(model, ids, mask, targets), targets[wanted], before)
     rows = wanted.nonzero()[:, 0].cpu()
     sums = torch.zeros(len(samples), dtype=torch.float64).index_add(0, rows, losses.to("cpu", torch.float64))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import transformers
 
 from amatax.checkpoints.checkpoint import TensorEntry
 from amatax.checkpoints.dtypes import torch_dtype
@@ -26,6 +28,7 @@ from amatax.fitting.adapted import mapped
 from amatax.fitting.loading import load_model
 from amatax.planning.memory import default_threads
 from amatax.planning.plan import Plan, PlannedTensor, make_plan
+from amatax.planning.siblings import config_differences
 from amatax.planning.side_files import changed_config
 from amatax.recipes.schema import Ratios, Recipe
 from amatax.streaming.held import Held, HeldWorker, Target
@@ -62,6 +65,7 @@ class LiveModel:
         trust_remote_code: bool = False,
         threads: int | None = None,
         advance: Callable[[int], None] = lambda n: None,
+        beside: int = 0,
     ) -> LiveModel:
         """Load SFT and RLHF (and base, for a method that needs it) and the model that will be merged, at the plan's merge.
 
@@ -72,6 +76,7 @@ class LiveModel:
             trust_remote_code: let transformers run the checkpoint's own code.
             threads: that merge; by default the cores, up to a point.
             advance: told the bytes that are read.
+            beside: bytes of other weights that there must be room for.
 
         Raises:
             AmataxError: if there is too little memory.
@@ -79,7 +84,7 @@ class LiveModel:
             InputChangedError, NonFiniteError: as a merge does.
         """
         where = pick_device(device) if isinstance(device, str) else device
-        check_live_memory(plan, where, dtype)
+        check_live_memory(plan, where, dtype, beside)
         described = plan.checkpoints[plan.recipe.output.config]
         tensors = {name: mapped(_entry(tensor)) for name, tensor in plan.tensors.items()}
         with TemporaryDirectory(prefix="amatax-") as name:
@@ -118,6 +123,29 @@ class LiveModel:
         """
         plan = self._plan(wanted)
         self._hold(plan)
+        self._move(plan)
+        return plan
+
+    @contextmanager
+    def sft(self) -> Iterator[Any]:
+        """The model as SFT itself, for a while; then it is the merge again that it was. Only where `holds_sft`."""
+        was, own = self.plan, self.model.generation_config
+        if was is None:
+            raise AmataxError("no merge is in memory", "the last one was interrupted: set it again")
+        self.plan = None
+        for tensor in self._first.tensors.values():
+            for place in self._places.get(tensor.name, ()):
+                place.memory.copy_(self._held.whole(_entry(tensor))[place.part])
+        folder = self._first.checkpoints["sft"].folder
+        if (folder / "generation_config.json").is_file():
+            self.model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        try:
+            yield self.model
+        finally:
+            self.model.generation_config = own
+        self._move(was)
+
+    def _move(self, plan: Plan) -> None:
         self.plan = None
         merge = plan.recipe.merge
         key = json.dumps([merge.method, merge.options], sort_keys=True)
@@ -127,7 +155,6 @@ class LiveModel:
         streamer.run(plan.tensors.values(), lambda tensor, begin, data: None)
         self._streamers = {key: streamer}  # one method's buffers, and those of a run that failed are not used again
         self.plan = plan
-        return plan
 
     def check(self) -> None:
         """Merge again from the files and compare bit for bit.
@@ -203,6 +230,18 @@ class LiveModel:
                 place.memory.copy_(room[place.part])
 
         return Target(room.view(-1), finish)
+
+
+def holds_sft(plan: Plan, dtype: torch.dtype | None = None) -> bool:
+    """Whether a live model of these merges can be SFT itself, bit for bit: the same model, without an adapter, and no number rounded."""
+    sft, described = plan.checkpoints["sft"], plan.checkpoints[plan.recipe.output.config]
+
+    def exact(tensor: PlannedTensor) -> bool:
+        own, here = torch_dtype(_entry(tensor).dtype), dtype or torch_dtype(tensor.dtype)
+        return not own.is_floating_point or torch.promote_types(own, here) == here
+
+    same = described is sft or not config_differences(sft, described)
+    return sft.adapter is None and same and all(map(exact, plan.tensors.values()))
 
 
 def _entry(tensor: PlannedTensor) -> TensorEntry:

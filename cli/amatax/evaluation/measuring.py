@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amatax.errors import AmataxError
-from amatax.evaluation.journal import Journal
+from amatax.evaluation.choice import check_shares
+from amatax.evaluation.journal import Journal, Known
 from amatax.evaluation.points import Wanted
+from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Measure, Measured, Point, Results
 from amatax.fitting.sampling import Watching
 from amatax.planning.plan import Plan, make_plan
@@ -38,6 +40,10 @@ class Task(Protocol):
     def run(self) -> Callable[[Any, Tick], Measured]:
         """Of a transformers model in evaluation mode, on its device."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the samples, where they are known beforehand."""
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -48,12 +54,16 @@ class Opening:
         dtype: that it computes in; the output's by default.
         threads: that merge; by default the cores, up to a point.
         trust_remote_code: let transformers run the checkpoint's own code.
+        beside: bytes of other weights that the measures load.
+        opened: told the live model, once it is there.
     """
 
     device: torch.device
     dtype: torch.dtype | None
     threads: int | None
     trust_remote_code: bool
+    beside: int = 0
+    opened: Callable[[LiveModel], None] = lambda live: None
 
 
 class Measuring:
@@ -65,15 +75,22 @@ class Measuring:
         journal: of the sweep.
         opening: of the live model.
         watcher: told the samples that are to be measured, and those that are done.
+        requirements: what the chosen merge must hold; what they need of SFT and RLHF is looked at once those are measured.
 
     Attributes:
         runs: how many (point, measure) were measured.
     """
 
     def __init__(
-        self, plan: Plan, tasks: Sequence[Task], journal: Journal, opening: Opening, watcher: Watching
+        self,
+        plan: Plan,
+        tasks: Sequence[Task],
+        journal: Journal,
+        opening: Opening,
+        watcher: Watching,
+        requirements: Sequence[Requirement] = (),
     ) -> None:
-        self.runs = 0
+        self.runs, self._requirements = 0, requirements
         self._plan, self._tasks, self._journal, self._opening, self._watcher = plan, tasks, journal, opening, watcher
         self._live: LiveModel | None = None
         self._weights: dict[str, str] = {}  # by point: what its weights are
@@ -128,7 +145,9 @@ class Measuring:
                     known[weights, name] = found
                     self.runs += 1
                 self._journal.add(point.name, name, known[weights, name])
-        return self._results(points)
+            if point.kind == "rlhf":
+                check_ends(points, self._tasks, self._journal, self._requirements)
+        return _results(points, self._tasks, self._journal)
 
     def _opened(self, samples: int) -> LiveModel:
         """The live model; with the first one the counting of samples begins."""
@@ -143,7 +162,9 @@ class Measuring:
                 dtype=how.dtype,
                 trust_remote_code=how.trust_remote_code,
                 threads=how.threads,
+                beside=how.beside,
             )
+            how.opened(self._live)
             self._live.check()
             self._watcher.start(samples)
         return self._live
@@ -152,14 +173,28 @@ class Measuring:
         self._watcher.advance(samples)
         self._watcher.wait()
 
-    def _results(self, points: Sequence[Wanted]) -> Results:
-        """The table, from the journal alone."""
-        names, known = [task.measure.name for task in self._tasks], self._journal.measured
-        table = [
-            Point(point.name, point.kind, point.alpha, point.ratios, {n: known[point.name, n] for n in names})
-            for point in points
-        ]
-        return Results({task.measure.name: task.measure for task in self._tasks}, tuple(table))
+
+def check_ends(
+    points: Sequence[Wanted], tasks: Sequence[Task], journal: Known, requirements: Sequence[Requirement]
+) -> None:
+    """Whether the requirements say something, once SFT and RLHF are measured.
+
+    Raises:
+        DataError: see amatax.evaluation.choice.check_shares.
+    """
+    ends = [point for point in points if point.kind in ("sft", "rlhf")]
+    if all((point.name, task.measure.name) in journal.measured for point in ends for task in tasks):
+        check_shares(_results(ends, tasks, journal), requirements)
+
+
+def _results(points: Sequence[Wanted], tasks: Sequence[Task], journal: Known) -> Results:
+    """The table, from the journal alone."""
+    names = [task.measure.name for task in tasks]
+    table = [
+        Point(point.name, point.kind, point.alpha, point.ratios, {n: journal.measured[point.name, n] for n in names})
+        for point in points
+    ]
+    return Results({task.measure.name: task.measure for task in tasks}, tuple(table))
 
 
 def weights_of(plan: Plan) -> str:

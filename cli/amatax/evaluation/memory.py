@@ -19,10 +19,12 @@ class LiveBytes(NamedTuple):
     Attributes:
         held: the models that are merged, as they are on disk; what several share counts once.
         live: the merged model.
+        beside: other models.
     """
 
     held: int
     live: int
+    beside: int = 0
 
 
 def live_bytes(plan: Plan, dtype: torch.dtype | None = None) -> LiveBytes:
@@ -33,20 +35,20 @@ def live_bytes(plan: Plan, dtype: torch.dtype | None = None) -> LiveBytes:
     return LiveBytes(sum(held.values()), live)
 
 
-def check_live_memory(plan: Plan, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Before anything is loaded: the models and the merge against what there is.
+def check_live_memory(plan: Plan, device: torch.device, dtype: torch.dtype | None = None, beside: int = 0) -> None:
+    """Before anything is loaded: the models, the merge and what else will be loaded against what there is.
 
     Raises:
         AmataxError: if they do not fit.
     """
     from amatax.fitting.estimate import free_bytes
 
-    held, live = live_bytes(plan, dtype)
+    held, live, _ = live_bytes(plan, dtype)
     free = free_bytes(device)
-    if free is None or held + live <= free:
+    if free is None or held + live + beside <= free:
         return
     raise AmataxError(
-        f"the models and their merge need about {(held + live) / 1e9:.1f} GB on {device} (the models {held / 1e9:.1f}, the "
+        f"the models and their merge need about {(held + live + beside) / 1e9:.1f} GB on {device} (the models {held / 1e9:.1f}, the "
         f"merge {live / 1e9:.1f}), and {free / 1e9:.1f} GB are free",
         "take another --device, or a machine with more memory; or merge point by point with `amatax merge` and evaluate the "
         "folders, which takes one model at a time",

@@ -20,7 +20,7 @@ from amatax.evaluation.predicting import Foretold, foretold_json
 from amatax.evaluation.report import write_report
 from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Results
-from amatax.evaluation.words import headline, sentences
+from amatax.evaluation.words import headline, sameness, sentences
 from amatax.fitting.filling import fill_in
 from amatax.planning.plan import Plan
 from amatax.recipes.loading import parse_recipe
@@ -55,6 +55,7 @@ def write_outcome(
     requirements: Sequence[Requirement],
     device: str,
     foretold: Foretold | None = None,
+    notes: Sequence[str] = (),
 ) -> Outcome:
     """Choose, and write everything.
 
@@ -68,6 +69,7 @@ def write_outcome(
         requirements: what the chosen merge must hold; with none it is the knee.
         device: where it was measured.
         foretold: what a surrogate predicted: dashed in the pictures.
+        notes: what else a careful reader wants to know.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -84,7 +86,7 @@ def write_outcome(
     if choice is not None and chosen is not None and source is not None:
         text = source.read_text(encoding="utf-8")
         target = folder / CHOSEN
-        record = choice_record(results, choice)
+        record = {**choice_record(results, choice), **({"notes": [*notes]} if notes else {})}
         ratios = recipes[chosen.name].merge.resolved_ratios()
         assert ratios is not None
         wanted = parse_recipe(text, str(source), source.resolve().parent)
@@ -102,6 +104,7 @@ def write_outcome(
         verdict.append("there is no front to draw: no measure gains while another pays")
         for name in PICTURES:
             (folder / name).unlink(missing_ok=True)
+    alike = sameness(results)
     page = write_report(
         results,
         folder / REPORT,
@@ -109,10 +112,10 @@ def write_outcome(
         title=source.stem if source is not None else "",
         about=_about(plan, source, device),
         prompts=_prompts(declared),
-        notes=[] if choice is not None else verdict,
+        notes=[*notes, *alike, *([] if choice is not None else verdict)],
         foretold=foretold,
     )
-    return Outcome(choice, verdict, [*files, page])
+    return Outcome(choice, [*verdict, *alike], [*files, page])
 
 
 def _about(plan: Plan, source: Path | None, device: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from SFT to RLHF (Das, 1999).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,8 +77,19 @@ class Rule(NamedTuple):
         return told[0]
 
 
-def rule(measures: Mapping[str, Measure], ends: Mapping[str, Corners], requirements: Sequence[Requirement]) -> Rule:
+def rule(
+    measures: Mapping[str, Measure],
+    ends: Mapping[str, Corners],
+    requirements: Sequence[Requirement],
+    without: Collection[str] = (),
+) -> Rule:
     """The rule for these measures and requirements.
+
+    Args:
+        measures: of the table.
+        ends: the measures on SFT and RLHF.
+        requirements: which all must hold.
+        without: measures that do not count; they may be required.
 
     Raises:
         DataError: if a required measure is not known of both models, or RLHF moved no measure that has a direction.
@@ -88,7 +99,8 @@ def rule(measures: Mapping[str, Measure], ends: Mapping[str, Corners], requireme
             hint = "measure it on SFT and RLHF, too"
             raise DataError(f"`{requirement.text}`: {requirement.name} is not known of both models", hint)
         requirement.bound(ends[requirement.name].sft, ends[requirement.name].rlhf)
-    found = {side: names for side, names in sides(measures, ends).items() if names}
+    counting = {name: corner for name, corner in ends.items() if name not in without}
+    found = {side: names for side, names in sides(measures, counting).items() if names}
     asked = {side for side, names in found.items() for r in requirements if r.name in names}
     counted = {side: names for side, names in found.items() if side not in asked} or found
     if not counted:

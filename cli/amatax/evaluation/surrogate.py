@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from amatax.errors import DataError
 from amatax.evaluation.choice import part
-from amatax.evaluation.fronts import corners, pareto, the_point
+from amatax.evaluation.fronts import constant, corners, pareto, the_point
 from amatax.evaluation.requirements import Requirement
 from amatax.evaluation.results import Measure, Point, Results
 from amatax.evaluation.rule import rule
@@ -191,7 +191,7 @@ def propose(
     """
     choosing = part(results, "choose")
     surfaces = fit_surfaces(choosing, ends)
-    wanted = rule(results.measures, corners(choosing), requirements)
+    wanted = rule(results.measures, corners(choosing), requirements, without=constant(results))
     if missing := [name for name in wanted.names if name not in surfaces]:
         raise DataError(f"no merge was measured by {', '.join(missing)}", "measure it at every point")
     ratios = lattice(len(block_ratios(next(point for point in results.points if point.ratios))))

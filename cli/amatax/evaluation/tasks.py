@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -25,7 +26,7 @@ from amatax.fitting.sampling import Sampling
 from amatax.recipes.schema import expand_home, is_folder
 
 Tick = Callable[[int], None]  # told now and then how many samples have been done since
-Sft = Callable[[], Any]
+Sft = Callable[[], AbstractContextManager[Any]]  # as amatax.evaluation.likelihoods.Sft
 Score = Callable[[Any], tuple[float, ...]]
 
 
@@ -36,11 +37,13 @@ class Task(NamedTuple):
         measure: what it is.
         samples: how many it has.
         run: measure a live transformers model, in evaluation mode on its device; one whose weights have changed is measured anew.
+        names: of the samples, where they are known beforehand.
     """
 
     measure: Measure
     samples: int
     run: Callable[[Any, Tick], Measured]
+    names: tuple[str, ...] = ()
 
 
 class _Setting(NamedTuple):
@@ -75,7 +78,7 @@ def open_tasks(
     Args:
         declared: what is measured.
         tokenizer: the models' own, of transformers.
-        sft: gives the SFT model, live on the device, for `kl`; asked once.
+        sft: gives the SFT model, live on the device until the block ends, for `kl`; it may be the measured model itself, moved.
         device: of reward models.
         batch_size: answers that are generated at a time; no more than rounding hangs on it.
         reward: FILE.py:function for reward measures that name no model; it is run.
@@ -132,8 +135,9 @@ def _open_task(declared: Declared, setting: _Setting) -> Task:
         run = _of_divergence(declared, data, setting, score)
     else:
         samples = _tokenized(data.picked, declared, setting)
-        run = partial(_measure_likelihood, samples, _lines(data.picked), score, lambda: None)
-    return Task(Measure(declared.name, declared.kind, declared.higher, value, settings), len(data.wanted), run)
+        run = partial(_measure_likelihood, samples, _lines(data.picked), score, None)
+    names = tuple(map(str, _lines(data.picked)))
+    return Task(Measure(declared.name, declared.kind, declared.higher, value, settings), len(names), run, names)
 
 
 def _of_answers(
@@ -210,7 +214,7 @@ def _of_divergence(declared: Declared, data: Data, setting: _Setting, score: Sco
 
     if setting.sft is None:
         raise DataError("kl needs the SFT model", "evaluate a recipe, or name it with --sft")
-    sft = _once(setting.sft)
+    sft = setting.sft
     answered = [record for record in data.picked if record.response is not None]
     asked = [place for place in data.wanted if data.records[place].response is None]
     if answered:
@@ -224,7 +228,10 @@ def _of_divergence(declared: Declared, data: Data, setting: _Setting, score: Sco
 
     def complete() -> tuple[list[Record], list[Sample]]:
         """Every record with a response: prompts to which SFT says nothing have none to diverge along."""
-        answers = answering.answers(sft(), 0, lambda n: None) if asked else {}
+        answers: Mapping[int, Any] = {}
+        if asked:
+            with sft() as model:
+                answers = answering.answers(model, 0, lambda n: None)
         records = []
         for place in data.wanted:
             record = data.records[place]
@@ -248,11 +255,11 @@ def _of_divergence(declared: Declared, data: Data, setting: _Setting, score: Sco
 
 
 def _measure_likelihood(
-    samples: list[Sample], lines: list[int], score: Score, sft: Sft, model: Any, tick: Tick
+    samples: list[Sample], lines: list[int], score: Score, sft: Sft | None, model: Any, tick: Tick
 ) -> Measured:
     from amatax.evaluation.likelihoods import likelihoods
 
-    found = likelihoods(model, samples, lines, tick, sft=sft())
+    found = likelihoods(model, samples, lines, tick, sft=sft)
     return Measured(np.array([score(seen) for seen in found], dtype=np.float64), tuple(map(str, lines)))
 
 

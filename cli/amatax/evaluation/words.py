@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from amatax.evaluation.choice import Choice, Comparison, Held, part
-from amatax.evaluation.fronts import Area, corners, hypervolume, hypervolume_difference, pairs, sides
+from amatax.evaluation.fronts import (
+    Area,
+    constant,
+    corners,
+    hypervolume,
+    hypervolume_difference,
+    pairs,
+    sides,
+    without_error,
+)
 from amatax.evaluation.predicting import Foretold, Miss
 from amatax.evaluation.results import Point, Results
 from amatax.evaluation.series import UNORDERED, in_series
@@ -48,8 +57,8 @@ def sentences(results: Results, choice: Choice) -> list[str]:
             told.append(
                 f"{point.name} misses {text} by {by:.0%} of what lies between SFT and RLHF, on the half that chooses."
             )
-        return [*told, f"{keeps(reporting, point.name)}", "Ask for less, or measure more merges."]
-    told.append(keeps(reporting, choice.point.name))
+        return [*told, f"{keeps(reporting, point.name, constant(results))}", "Ask for less, or measure more merges."]
+    told.append(keeps(reporting, choice.point.name, constant(results)))
     told += [requirement_in_words(held) for held in choice.held]
     if choice.uniform:
         told.append(
@@ -66,9 +75,9 @@ def sentences(results: Results, choice: Choice) -> list[str]:
     return told
 
 
-def keeps(results: Results, name: str) -> str:
-    """`It has 90 % of RLHF's gain in reward and pays 12 % of its tax in abilities.`"""
-    ends = corners(results)
+def keeps(results: Results, name: str, without: Collection[str] = ()) -> str:
+    """`It has 90 % of RLHF's gain in reward and pays 12 % of its tax in abilities.`, but for measures that are left out."""
+    ends = {measure: corner for measure, corner in corners(results).items() if measure not in without}
     point = next(p for p in results.points if p.name == name)
     found = sides(results.measures, ends)
     shares = {
@@ -80,6 +89,19 @@ def keeps(results: Results, name: str) -> str:
     pays = [f"{max(0.0, 1 - shares[n]):.0%} of its tax in {n}" for n in found["tax"] if n in shares]
     told = [*([f"has {listed(has)}"] if has else []), *([f"pays {listed(pays)}"] if pays else [])]
     return f"{name} {' and '.join(told)}."
+
+
+def sameness(results: Results) -> list[str]:
+    """What tells no merge from another, and of what the errors say nothing."""
+    told = []
+    for name, value in constant(results).items():
+        has = f"is {value:.4g}" if value == value else "has no value"
+        told.append(
+            f"{name} {has} at every point: it tells no merge from another, and is left out of the fronts and of the choice."
+        )
+    for name in without_error(results):
+        told.append(f"{name}: at no point any sample differs from another, so its errors are 0 and say nothing.")
+    return told
 
 
 def beside(comparisons: Sequence[Comparison], other: str) -> str:

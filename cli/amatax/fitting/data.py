@@ -78,11 +78,9 @@ def fit_data(
         found.notes += [*notes, *cut]
         if name == "data":
             found.notes += _same_tokens(plan.checkpoints, records, options)
-            found.train, found.held = _split(
-                samples, _holdout(recipe, source, options), options, tokenizer, found.notes
-            )
+            found.train, found.held = _split(samples, holdout(recipe, source, options), options, tokenizer, found.notes)
         else:  # a held-out file is the data's
-            wish = _holdout(recipe, source, options)
+            wish = holdout(recipe, source, options)
             share = DEFAULT_HOLDOUT if isinstance(wish, Path) else wish
             found.keep, found.keep_held = _split(samples, share, options, tokenizer, found.notes)
     return found
@@ -134,7 +132,8 @@ def answers(recipe: Recipe, prompts: Path, role: str, options: FitOptions, targe
     return output
 
 
-def _holdout(recipe: Recipe, source: Path | None, options: FitOptions) -> float | Path:
+def holdout(recipe: Recipe, source: Path | None, options: FitOptions) -> float | Path:
+    """The share of the prompts that is held out, or the file of those that are."""
     wish = options.holdout
     if wish is None and recipe.fit is not None:
         wish = recipe.fit.holdout

@@ -7,6 +7,7 @@ bit for bit: each rounding is torch's own, and no product is fused with a sum. (
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numba
@@ -20,10 +21,24 @@ LANES = 8
 
 def compiled(function: Callable[..., Any]) -> Any:
     """When it is first called, and kept on disk, beside this file or in the user's cache; only in memory if neither can be written to."""
+    in_memory = numba.njit(nogil=True, error_model="numpy")(function)
     try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        loop = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return in_memory
+
+    @wraps(function)
+    def run(*arguments: Any) -> Any:
+        nonlocal loop
+        try:
+            return loop(*arguments)
+        except (
+            OSError
+        ):  # the disk is full, or the folder has gone: it comes before the first element, no loop raises it
+            loop = in_memory
+        return loop(*arguments)
+
+    return run
 
 
 def wide(number: Any) -> Any:

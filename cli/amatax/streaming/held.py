@@ -6,6 +6,7 @@ and where they go differs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +82,10 @@ class Held:
     def numbers(self, source: Source, first: int, n: int) -> torch.Tensor:
         """Elements of a tensor, (n,), from `first` on: the memory itself, not to be written to."""
         return self._tensors[source.path, source.offset][first : first + n]
+
+    def whole(self, entry: TensorEntry) -> torch.Tensor:
+        """A tensor of its shape: the memory itself, not to be written to."""
+        return self._tensors[entry.path, entry.offset][: math.prod(entry.shape)].view(entry.shape)
 
 
 class HeldWorker(Worker):
