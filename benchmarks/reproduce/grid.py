@@ -43,14 +43,14 @@ class Sweep:
 def sweeps(seeds: Sequence[int] = SEEDS) -> list[Sweep]:
     """All of them: the one that measures both models first, then seed by seed."""
     ratios = ("--alpha", _list(RATIOS))
-    found = [FIRST, Sweep("parts", {}, (*ratios, "--with", "parts"))]
+    found = [FIRST, Sweep("uniform", {}, ("--alpha", _list(UNIFORM))), Sweep("parts", {}, (*ratios, "--with", "parts"))]
     for density in DENSITIES:
         label = f"ties {density:g}"
         found.append(Sweep(f"ties-{density:g}", {"method": "ties", "density": density}, ratios, label=label))
     for seed in seeds:
-        for way, counts in (("fitted", PLAIN), ("tax-aware", TAX_AWARE)):
-            options = (*ratios, "--with", way, "--seed", str(seed), *_blocks(counts))
-            found.append(Sweep(f"{way}-{seed}", {}, options, seed, True))
+        for way, count in (*(("fitted", k) for k in PLAIN), *(("tax-aware", k) for k in TAX_AWARE)):
+            options = (*ratios, "--with", way, "--blocks", str(count), "--seed", str(seed))
+            found.append(Sweep(f"{way}-{count}-{seed}", {}, options, seed, True))
         for density in DENSITIES:
             merge = {"method": "dare", "density": density, "seed": seed}
             found.append(Sweep(f"dare-{density:g}-{seed}", merge, ratios, seed, label=f"dare {density:g}"))
@@ -76,12 +76,8 @@ def measures(kept_apart: Path) -> dict[str, Any]:
     }
 
 
-def _blocks(counts: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(word for count in counts for word in ("--blocks", str(count)))
-
-
 def _list(ratios: tuple[float, ...]) -> str:
     return ",".join(f"{ratio:g}" for ratio in ratios)
 
 
-FIRST = Sweep("uniform", {}, ("--alpha", _list(UNIFORM), "--with", "uniform"))
+FIRST = Sweep("models", {}, ("--alpha", "0,1"))  # uniform averages at these ends are the models themselves

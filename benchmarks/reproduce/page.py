@@ -16,7 +16,7 @@ from amatax.evaluation.statistics import standard_error, value_of
 from amatax.fitting.bootstrap import DRAWS
 from benchmarks.reproduce.claims import Claim, Row
 from benchmarks.reproduce.contrasts import GAIN, TAX, area_of, of_ways
-from benchmarks.reproduce.grid import ANSWER, KEPT, PLAIN, PROMPTS, RATIOS, ROOT, UNIFORM
+from benchmarks.reproduce.grid import ANSWER, KEPT, PROMPTS, RATIOS, ROOT, UNIFORM
 from benchmarks.reproduce.pictures import FRONTS, SHARES
 from benchmarks.reproduce.table import Table
 from benchmarks.reproduce.verdicts import Contrast, Side
@@ -25,12 +25,17 @@ WORDS: dict[Side, str] = {"above": "yes", "below": "the contrary", "open": "indi
 MEASURED_BY = ("cli/amatax", "merge_recipes/family")  # what the numbers hang on
 
 
-def page(table: Table, claims: Sequence[Claim]) -> str:
-    """The whole file."""
+def page(table: Table, claims: Sequence[Claim], missing: Sequence[str] = ()) -> str:
+    """The whole file.
+
+    Args:
+        missing: sweeps that are not finished.
+    """
     count = sum(len(claim.rows) for claim in claims)
     return "\n".join(
         [
             *_head(table),
+            *_unfinished(missing),
             *_verdicts(claims, count),
             f"![Reward against abilities of every way of merging]({FRONTS})",
             "",
@@ -52,7 +57,7 @@ def page(table: Table, claims: Sequence[Claim]) -> str:
 
 def _head(table: Table) -> list[str]:
     samples = the_point(table.results, "sft").measured
-    seeds = len(table.ways[f"fitted-{PLAIN[0]}"])
+    seeds = max(len(runs) for runs in table.ways.values())
     counts = ", ".join(f"{name} {len(one.samples)}" for name, one in samples.items())
     code = subprocess.run(
         ["git", "log", "-1", "--format=%h", "--", *MEASURED_BY], cwd=ROOT, capture_output=True, text=True, check=False
@@ -70,18 +75,24 @@ def _head(table: Table) -> list[str]:
         f"`make reproduce`; amatax's code and family as of {code or 'no commit'}, {versions}, Python {platform.python_version()}, float32 on a CPU, "
         "one thread a process. An interrupted run continues; a rerun on the same machine writes this file again, to the byte.",
         "",
-        f"- **Measured** by `amatax sweep`, greedy answers, all on prompts that no stage and no fit has seen: {counts} samples. Reward is what RLHF "
-        "was for; abilities (exact match) are what it costs. KL from SFT and NLL are of SFT's own answers, in nats per token.",
+        f"- **Measured** by `amatax sweep`, greedy answers: {counts} samples. Reward is what RLHF was for; abilities (exact match) are what it costs; their "
+        "prompts are held out of training and fits. KL from SFT and NLL are of SFT's kind of answers, which no fit has seen, in nats per token.",
         f"- **Merges** at the ratios {', '.join(f'{r:g}' for r in RATIOS)} (share of RLHF; uniform also {UNIFORM[0]:g} to {UNIFORM[-1]:g}); every "
         "tensor is merged, embeddings and head at the mean.",
         f"- **Fits** see {PROMPTS} responses of RLHF, sampled at temperature 1, up to {ANSWER} tokens; not selected by reward. Tax-aware fits also see {KEPT} "
-        f"prompts with SFT's answers (weight 1). {seeds} seeds: other responses and another held-out part. DARE: {seeds} seeds of its masks.",
+        f"prompts with SFT's answers (weight 1). Seeds: {seeds}; of fits other responses and another held-out part, of DARE other masks.",
         f"- **An interval** is the paired bootstrap's over the samples ({DRAWS} draws, 95 %), of the mean over the seeds; beside it, from the least to the "
         "greatest seed. **Area** is the hypervolume between SFT's reward and RLHF's abilities: 1 is all of RLHF's reward for no tax.",
         "- **Verdicts**: *confirmed* if the interval lies above 0 and every seed does; *not confirmed* if it lies below and every seed does; else "
         "*indistinguishable*.",
         "",
     ]  # fmt: skip
+
+
+def _unfinished(missing: Sequence[str]) -> list[str]:
+    if not missing:
+        return []
+    return [f"**This run is not finished.** Not measured yet: {', '.join(missing)}. `make reproduce` continues it.", ""]
 
 
 def _verdicts(claims: Sequence[Claim], count: int) -> list[str]:

@@ -43,6 +43,7 @@ def draw_fronts(table: Table, folder: Path) -> Path:
         place.label_outer()
         for side in ("top", "right"):
             place.spines[side].set_visible(False)
+    axes[0, -1].tick_params(labelbottom=True)  # nothing is below it
     last = axes.flat[len(PANELS)]
     last.set_axis_off()
     words = (
@@ -58,9 +59,9 @@ def draw_fronts(table: Table, folder: Path) -> Path:
 
 def draw_shares(table: Table, folder: Path) -> Path:
     """The fitted ratios by layer, a panel for each alpha: plain above, tax-aware below; each seed a line."""
-    families = ("fitted", "tax-aware")
-    figure = new_figure(12.6, 5.6)
-    axes = figure.subplots(len(families), len(RATIOS), sharex=True, sharey=True)
+    families = [family for family in ("fitted", "tax-aware") if any(way.startswith(family) for way in table.ways)]
+    figure = new_figure(12.6, 2.8 * len(families))
+    axes = figure.subplots(len(families), len(RATIOS), sharex=True, sharey=True, squeeze=False)
     for row, family in zip(axes, families, strict=True):
         ways = [way for way in table.ways if way.startswith(family)]
         for place, ratio in zip(row, RATIOS, strict=True):
@@ -102,8 +103,8 @@ def _models(axes: Any, table: Table) -> None:
     ends = _places(table, [the_point(table.results, kind) for kind in ("sft", "rlhf")])
     axes.plot(*ends.T, color="#8a8a8a", linestyle="--", linewidth=0.9, zorder=0)
     axes.plot(*ends.T, color=INK, marker="X", markersize=7, linestyle="none", zorder=4)
-    for name, place in zip(("SFT", "RLHF"), ends, strict=True):
-        axes.annotate(name, place, xytext=(0, -14), textcoords="offset points", ha="center", fontsize=9, color=INK)
+    for name, place, across in zip(("SFT", "RLHF"), ends, (0, -20), strict=True):
+        axes.annotate(name, place, xytext=(across, -12), textcoords="offset points", ha="center", fontsize=9, color=INK)
 
 
 def _places(table: Table, points: Sequence[Point]) -> Any:

@@ -14,7 +14,7 @@ from amatax.evaluation.choice import part
 from amatax.evaluation.files import read_results
 from amatax.evaluation.measures import module_of
 from amatax.evaluation.results import Half, Point, Results
-from benchmarks.reproduce.grid import Sweep
+from benchmarks.reproduce.grid import FIRST, Sweep
 
 STANDING = ("sft", "rlhf")
 Series = Mapping[int, Mapping[float, Point]]  # seed -> ratio -> point; what draws nothing has seed 0 alone
@@ -73,6 +73,8 @@ def read_table(work: Path, sweeps: Sequence[Sweep]) -> Table:
         for point in found.points:
             if point.kind in STANDING:
                 _check_same(models.setdefault(point.kind, point), point, sweep.name)
+                continue
+            if sweep == FIRST:
                 continue
             ratio = float(point.name.rpartition(" ")[2])
             way, seed = sweep.label or point.kind, sweep.seed or 0

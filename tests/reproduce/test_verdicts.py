@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from benchmarks.reproduce.claims import Claim, all_claims, best_uniform
 from benchmarks.reproduce.contrasts import area_of, between_points, of_fronts, of_ways
-from benchmarks.reproduce.grid import PLAIN, RATIOS, SEEDS, TAX_AWARE, UNIFORM, Sweep, sweeps
+from benchmarks.reproduce.grid import FIRST, RATIOS, SEEDS, UNIFORM, Sweep, sweeps
 from benchmarks.reproduce.page import page
 from benchmarks.reproduce.pictures import draw_fronts, draw_shares
 from benchmarks.reproduce.running import begin_journal
@@ -108,12 +108,13 @@ def measured(
 
 
 def _points_of(sweep: Sweep) -> list[tuple[str, float]]:
-    name = sweep.name.partition("-")[0]
-    kinds = {
-        "fitted": [f"fitted-{count}" for count in PLAIN],
-        "tax": [f"tax-aware-{count}" for count in TAX_AWARE],
-        "parts": [f"parts-{part}" for part in ("input", "middle", "output")],
-    }.get(name, ["uniform"])
+    if sweep == FIRST:
+        return [("uniform", 0), ("uniform", 1)]
+    kinds = ["uniform"]
+    if sweep.data:
+        kinds = [sweep.name.rpartition("-")[0]]
+    elif sweep.name == "parts":
+        kinds = [f"parts-{part}" for part in ("input", "middle", "output")]
     return [(kind, alpha) for kind in kinds for alpha in (UNIFORM if sweep.name == "uniform" else RATIOS)]
 
 
@@ -224,6 +225,15 @@ def test_a_journal_begins_with_both_models_and_nothing_else(tmp_path: Path) -> N
     known = ours.read_bytes()
     begin_journal(first, ours)
     assert ours.read_bytes() == known
+
+
+def test_what_is_not_measured_yet_is_left_out(tmp_path: Path) -> None:
+    done = [sweep for sweep in sweeps(SEEDS[:1]) if "aware" not in sweep.name and "-9-" not in sweep.name]
+    table = read_table(measured(tmp_path), done)
+    claims = all_claims(table)
+    assert not any("Tax-aware" in claim.title for claim in claims)
+    assert all("9" not in row.what for claim in claims for row in claim.rows)
+    assert "Not measured yet: tax-aware-3-0." in page(table, claims, ["tax-aware-3-0"])
 
 
 def test_models_that_come_out_otherwise_are_noticed(tmp_path: Path) -> None:
