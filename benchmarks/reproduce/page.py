@@ -16,7 +16,7 @@ from amatax.evaluation.statistics import standard_error, value_of
 from amatax.fitting.bootstrap import DRAWS
 from benchmarks.reproduce.claims import Claim, Row
 from benchmarks.reproduce.contrasts import GAIN, TAX, area_of, of_ways
-from benchmarks.reproduce.grid import ANSWER, KEPT, PROMPTS, RATIOS, ROOT, UNIFORM
+from benchmarks.reproduce.grid import ANSWER, KEPT, PROMPTS, RATIOS, ROOT, SEEDS, UNIFORM
 from benchmarks.reproduce.pictures import FRONTS, SHARES
 from benchmarks.reproduce.table import Table
 from benchmarks.reproduce.verdicts import Contrast, Side
@@ -35,7 +35,7 @@ def page(table: Table, claims: Sequence[Claim], missing: Sequence[str] = ()) -> 
     return "\n".join(
         [
             *_head(table),
-            *_unfinished(missing),
+            *_unfinished(table, missing),
             *_verdicts(claims, count),
             f"![Reward against abilities of every way of merging]({FRONTS})",
             "",
@@ -57,7 +57,7 @@ def page(table: Table, claims: Sequence[Claim], missing: Sequence[str] = ()) -> 
 
 def _head(table: Table) -> list[str]:
     samples = the_point(table.results, "sft").measured
-    seeds = max(len(runs) for runs in table.ways.values())
+    seeds = _seeds(table)
     counts = ", ".join(f"{name} {len(one.samples)}" for name, one in samples.items())
     code = subprocess.run(
         ["git", "log", "-1", "--format=%h", "--", *MEASURED_BY], cwd=ROOT, capture_output=True, text=True, check=False
@@ -89,10 +89,21 @@ def _head(table: Table) -> list[str]:
     ]  # fmt: skip
 
 
-def _unfinished(missing: Sequence[str]) -> list[str]:
-    if not missing:
-        return []
-    return [f"**This run is not finished.** Not measured yet: {', '.join(missing)}. `make reproduce` continues it.", ""]
+def _unfinished(table: Table, missing: Sequence[str]) -> list[str]:
+    lines = []
+    if missing:
+        lines = [
+            f"**This run is not finished.** Not measured yet: {', '.join(missing)}. `make reproduce` continues it.",
+            "",
+        ]
+    if _seeds(table) < len(SEEDS):
+        words = "What is said of fits and of DARE here is of these draws of responses and masks alone"
+        lines += [f"**Fewer seeds than {len(SEEDS)}:** {_seeds(table)}. {words}; another draw may turn it.", ""]
+    return lines
+
+
+def _seeds(table: Table) -> int:
+    return max(len(runs) for runs in table.ways.values())
 
 
 def _verdicts(claims: Sequence[Claim], count: int) -> list[str]:

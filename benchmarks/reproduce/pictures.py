@@ -59,7 +59,8 @@ def draw_fronts(table: Table, folder: Path) -> Path:
 
 def draw_shares(table: Table, folder: Path) -> Path:
     """The fitted ratios by layer, a panel for each alpha: plain above, tax-aware below; each seed a line."""
-    families = [family for family in ("fitted", "tax-aware") if any(way.startswith(family) for way in table.ways)]
+    measured = [family for family in ("fitted", "tax-aware") if any(way.startswith(family) for way in table.ways)]
+    families = measured or ["fitted"]
     figure = new_figure(12.6, 2.8 * len(families))
     axes = figure.subplots(len(families), len(RATIOS), sharex=True, sharey=True, squeeze=False)
     for row, family in zip(axes, families, strict=True):
