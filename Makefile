@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 
-.PHONY: quickstart test check bench bench-methods bench-fit bench-live clean
+.PHONY: quickstart test check reproduce bench bench-methods bench-fit bench-live clean
 
 quickstart: $(READY)  ## environment + merge the small model family and let the result answer a prompt
 	$(BIN)/amatax merge quickstart out/quickstart
@@ -19,6 +19,10 @@ check: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# an interrupted run continues
+reproduce: $(READY)  ## the paper's claims on the small family: docs/results.md (an hour on two cores)
+	$(BIN)/python -m benchmarks.reproduce --jobs $(WORKERS)
 
 bench: $(READY)  ## side by side with the peer and with this machine's floor
 	$(BIN)/python -m benchmarks.run

@@ -172,7 +172,7 @@ def hypervolume(results: Results, gain: str, tax: str, points: Sequence[Point], 
     Raises:
         DataError: if the measures do not tell SFT from RLHF, one as a gain and one as a tax, or points are not comparable.
     """
-    value, draws = _areas(results, gain, tax, [points], seed)
+    value, draws = hypervolumes(results, gain, tax, [points], seed)
     return Area(percentile_interval(value[0], draws[:, 0]), len(points))
 
 
@@ -180,14 +180,19 @@ def hypervolume_difference(
     results: Results, gain: str, tax: str, one: Sequence[Point], other: Sequence[Point], seed: int = 0
 ) -> Interval:
     """The area under one set of points minus that under the other, drawn in pairs; see `hypervolume`."""
-    value, draws = _areas(results, gain, tax, [one, other], seed)
+    value, draws = hypervolumes(results, gain, tax, [one, other], seed)
     return percentile_interval(value[0] - value[1], draws[:, 0] - draws[:, 1])
 
 
-def _areas(
+def hypervolumes(
     results: Results, gain: str, tax: str, sets: Sequence[Sequence[Point]], seed: int
 ) -> tuple[list[float], NDArray[np.float64]]:
-    """The area of each set, and (draws, sets)."""
+    """The area under each set of points, and in every draw: float64 (draws, sets). One draw has the same samples for all of them, so
+    that any sum or difference of areas has its interval; see `hypervolume`.
+
+    Raises:
+        DataError: see `hypervolume`.
+    """
     sft, rlhf = the_point(results, "sft"), the_point(results, "rlhf")
     both = [sft, rlhf, *(point for points in sets for point in points)]
     value, draws = {}, {}

@@ -39,7 +39,7 @@ def resampled_sums(rows: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     return sums
 
 
-def percentile_interval(value: float, draws: NDArray[np.float64]) -> Interval:
-    """The value, between the percentiles of its draws that leave out 5 %."""
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def percentile_interval(value: float, draws: NDArray[np.float64], level: float = LEVEL) -> Interval:
+    """The value, between the percentiles of its draws that leave out 1 - level, as much on either side."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
