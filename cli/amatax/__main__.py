@@ -21,18 +21,26 @@ def main() -> None:
         code = 130
     except SystemExit as error:
         code = error.code
-    sys.exit(code) if "torch" not in sys.modules else _leave(code)
+    code = _flushed(code)
+    if "torch" not in sys.modules:
+        sys.exit(code)
+    # at once: taking torch apart module by module takes half a second and frees what the process's end frees
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
-def _leave(code: int | str | None) -> None:
-    """End at once: taking torch apart module by module takes half a second and frees what the process's end frees."""
-    try:
-        for stream in (sys.stdout, sys.stderr):
+def _flushed(code: int | str | None) -> int | str | None:
+    """Write out what is still in buffers; a full disk is said, a reader that has gone is none of our business."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
             if stream is not None:  # closed by the caller
                 stream.flush()
-    except OSError:
-        code = code or 2
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python tries once more
+            if not isinstance(error, BrokenPipeError):
+                print(f"amatax: the output: {error.strerror}", file=sys.stderr)
+                print("  -> check the disk and the permissions", file=sys.stderr)
+                code = code or 2
+    return code
 
 
 if __name__ == "__main__":

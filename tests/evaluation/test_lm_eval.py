@@ -177,6 +177,13 @@ def sweep(recipe: Path, folder: Path, tasks: Path) -> Swept:
     return api.sweep(recipe, folder, alpha="0,0.3,1", device="cpu", lm_eval_tasks=tasks)
 
 
+def test_too_few_documents_to_choose_by_are_seen_before_a_model_is(tasks: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", {"acc": {**MEASURES["acc"], "limit": 1}})
+    for run in (api.preview_sweep, api.sweep):
+        with pytest.raises(DataError, match="acc: 1 samples cannot be halved"):
+            run(recipe, tmp_path / "s", alpha="0.5", lm_eval_tasks=tasks, require=["acc >= 0.5*sft"], device="cpu")
+
+
 def test_each_ratio_of_a_sweep_is_asked_anew(tasks: Path, tmp_path: Path) -> None:
     """Two ratios in one process are each what the harness makes of the written merge; and it goes on where it was cut off."""
     measures = {name: MEASURES[name] for name in ("acc", "exact", "words")}

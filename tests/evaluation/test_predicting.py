@@ -127,8 +127,11 @@ def test_models_that_are_no_end_of_the_ratios() -> None:
     held = plan_surrogate(recipe(ratios={"blocks": [0.5], "embeddings": 0}), 2, 6)
     assert not held.ends
     assert {"surrogate 0,0", "surrogate 1,1"} <= {point.name for point in held.points}
-    with pytest.raises(AmataxError, match="--surrogate 5: a quadratic in 2 ratios has 6 coefficients: 5 merges cannot"):
+    with pytest.raises(
+        AmataxError, match="--surrogate 5: a quadratic in 2 ratios has 6 coefficients: 5 merges cannot"
+    ) as few:
         plan_surrogate(recipe(ratios={"blocks": [0.5], "embeddings": 0}), 2, 5)
+    assert "SFT and RLHF do not count" in few.value.hint
 
 
 @pytest.mark.parametrize(

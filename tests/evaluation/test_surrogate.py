@@ -168,6 +168,15 @@ def test_proposals_are_the_best_there_are(asked: str) -> None:
     assert not {p.ratios for p in found} & {block_ratios(p) for p in results.points}
 
 
+@pytest.mark.parametrize("asked", ["abilities >= 0.9", "reward >= 1.0"])
+def test_the_models_themselves_are_not_proposed(asked: str) -> None:
+    """SFT, or RLHF, is predicted to be best; it was measured."""
+    results = measured_at(design(3, 12))
+    found = propose(results, [parse_requirement(asked, results.measures)])
+    assert len(found) == 3
+    assert not {p.ratios for p in found} & {(0.0,) * 3, (1.0,) * 3}
+
+
 def test_the_half_that_reports_proposes_nothing() -> None:
     from amatax.evaluation.results import Measured, half_of
 

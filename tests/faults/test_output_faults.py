@@ -205,13 +205,15 @@ def test_narrow_terminal_encoding(siblings: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_standard_output_on_a_full_disk(siblings: Path) -> None:
-    """`amatax inspect sft > list.txt` with no space left for the list."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_output_on_a_full_disk(siblings: Path, unbuffered: str) -> None:
+    """`amatax inspect sft > list.txt` with no space left for the list: said when it is printed, or when it is flushed at the end."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "amatax", "inspect", "sft"]
-        done = subprocess.run(command, cwd=siblings, stdout=full, stderr=subprocess.PIPE, text=True)
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, cwd=siblings, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
     assert_clear(Run(done.returncode, "", done.stderr))
     assert "No space left" in done.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -193,6 +194,12 @@ def foretold_lines(foretold: Foretold) -> list[str]:
     return lines
 
 
+def _number(value: Any) -> float | None:
+    """For JSON, which has no NaN: a measure that no sample has."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
 def swept_json(swept: Swept, output: str) -> dict[str, Any]:
     """The table for scripts."""
     from amatax.evaluation.fronts import constant
@@ -205,7 +212,7 @@ def swept_json(swept: Swept, output: str) -> dict[str, Any]:
             "kind": p.kind,
             "alpha": p.alpha,
             "ratios": dict(p.ratios),
-            "values": {name: float(m.value(p.measured[name].sums.sum(0))) for name, m in measures.items()},
+            "values": {name: _number(m.value(p.measured[name].sums.sum(0))) for name, m in measures.items()},
         }
         for p in swept.results.points
     ]

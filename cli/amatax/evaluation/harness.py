@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -61,8 +61,8 @@ class Harness:
         self._manager: Any = None
         self._asking: dict[Question, Asking] = {}
 
-    def open(self, declared: Declared) -> tuple[Measure, int, Callable[[Any, Tick], Measured]]:
-        """A measure that is ready to be taken: what it is, its samples, and what takes it of a live model.
+    def open(self, declared: Declared) -> tuple[Measure, int, Callable[[Any, Tick], Measured], tuple[str, ...]]:
+        """A measure that is ready to be taken: what it is, its samples, what takes it of a live model, and the samples' names.
 
         Raises:
             DataError: for a task, metric or filter that there is not, or that no sums over documents can be made of; for data that
@@ -97,10 +97,13 @@ class Harness:
                     f"{question.task}: {metric} is {ours!r} as a function of sums, and {theirs!r} by the harness",
                     "please report this, with the task",
                 )
-            names = tuple(f"{question.task} {document['doc_id']}" for document in mine)
-            return Measured(sums, names, _generated(mine))
+            return Measured(sums, named([document["doc_id"] for document in mine]), _generated(mine))
 
-        return Measure(declared.name, declared.kind, higher, value, settings), asking.samples, run
+        def named(places: Iterable[int]) -> tuple[str, ...]:
+            return tuple(f"{question.task} {place}" for place in places)
+
+        names = named(dict.fromkeys(instance.doc_id for instance in asking.task.instances))
+        return Measure(declared.name, declared.kind, higher, value, settings), asking.samples, run, names
 
     def _open(self, question: Question) -> Asking:
         task = self._load(question.task)

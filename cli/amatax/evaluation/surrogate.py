@@ -102,9 +102,10 @@ def design(blocks: int, count: int, seed: int = 0, ends: bool = True) -> Array:
     if count + given < need:
         two = " with SFT and RLHF" if ends else ""
         products = blocks * (blocks + 1) // 2
+        why = "" if ends else ". SFT and RLHF do not count: all ratios 0 and all 1 are other merges in this recipe"
         raise DataError(
             f"a quadratic in {_ratios(blocks)} has {need} coefficients: {count} merges{two} cannot tell it",
-            f"1, the {_ratios(blocks)}, and {products} squares and products of them: measure {need - given}, or more to see how well it predicts",
+            f"1, the {_ratios(blocks)}, and {products} squares and products of them: measure {need - given}, or more to see how well it predicts{why}",
         )
     if count > most:
         few = f"ask for {need - given} to {most}" if most > need - given else f"ask for {most}"
@@ -200,7 +201,10 @@ def propose(
     order = wanted.order(values, alphas, [""] * len(ratios))
     holds = wanted.shortfalls(values) == 0
     taken: list[int] = []
-    measured = np.array([block_ratios(point) for point in results.points if point.ratios])
+    known = [block_ratios(point) for point in results.points if point.ratios]
+    if ends:
+        known += [(0.0,) * ratios.shape[1], (1.0,) * ratios.shape[1]]
+    measured = np.array(known)
     for i in order:
         far = all(np.abs(ratios[i] - ratios[j]).max() > APART + 1e-9 for j in taken)
         if far and np.abs(measured - ratios[i]).max(axis=1).min() > NEAR:

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from amatax.checkpoints.checkpoint import Checkpoint
@@ -122,10 +124,18 @@ def model_scorer(checkpoint: Checkpoint, *, batch_size: int, device: str, trust_
     return Scorer(identity, prepare, score, notes)
 
 
+class _AsItIs(SourceFileLoader):
+    """Runs a file as it is: Python's compiled copies of an older version pass for it if it has the same second and length."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load_function(path: Path, name: str) -> Callable[[str, str], Any]:
     module_name = f"_amatax_reward_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
+    loader = _AsItIs(module_name, str(path))
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=loader)
+    if path.suffix != ".py" or spec is None or spec.loader is None:
         raise DataError(f"{path}: not a Python file", "name a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up
