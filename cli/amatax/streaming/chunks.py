@@ -188,7 +188,8 @@ class Worker:
 
         def through(every: int, start: int) -> Iterator[Tensors]:
             early = 1 if self.deltas else every  # an adapter's part is made for whole rows
-            sparse = every > APART and len(part.elements) >= LARGE and not self.deltas
+            large = every > APART and len(part.elements) >= LARGE
+            sparse = large and self.files.parts and not self.deltas
             for first, raw in self._sparse(part, slot, sources) if sparse else self._dense(part, slot, sources, start):
                 step = early // APART if sparse else early
                 raw = {role: numbers[::step] for role, numbers in raw.items()}

@@ -83,6 +83,8 @@ class RemoteFiles(Files):
         far: those, by the path under which their tensors are planned.
     """
 
+    parts = False  # each would be a request
+
     def __init__(self, far: Mapping[Path, RemoteFile]) -> None:
         super().__init__()
         self._far = far
