@@ -7,7 +7,6 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from amatax.recipes.gallery import gallery
 from tests.conftest import Run
 from tests.fitting.family import FAMILY
 
-pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs amatax[lm-eval]: `make test` has it")
 SHOWN = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
 NORMED = {**SHOWN, "metric": "acc_norm"}
 EXACT = {**SHOWN, "metric": "exact_match"}

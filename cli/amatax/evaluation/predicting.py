@@ -25,6 +25,7 @@ from amatax.evaluation.surrogate import (
     Surface,
     block_ratios,
     design,
+    ends_of,
     fit_surfaces,
     grade,
     predicted_front,
@@ -171,9 +172,8 @@ def foretell(
     """
     fitted = _design(results, predicting)
     names = tuple(point.name for point, _ in proposed)
-    seen = {block_ratios(point) for point in fitted.points} | (
-        {(0.0,) * predicting.blocks, (1.0,) * predicting.blocks} if predicting.ends else set()
-    )
+    seen = {block_ratios(point) for point in fitted.points}
+    seen |= set(ends_of(predicting.blocks)) if predicting.ends else set()
     others = [
         point
         for point in results.points

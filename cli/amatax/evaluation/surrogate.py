@@ -96,7 +96,7 @@ def design(blocks: int, count: int, seed: int = 0, ends: bool = True) -> Array:
     Raises:
         DataError: if that is too few, or more than three levels have.
     """
-    corners_known = [(0.0,) * blocks, (1.0,) * blocks] if ends else []
+    corners_known = list(ends_of(blocks)) if ends else []
     given = len(corners_known)
     need, most = (blocks + 1) * (blocks + 2) // 2, len(LEVELS) ** blocks - given
     if count + given < need:
@@ -168,7 +168,7 @@ def fit_surfaces(results: Results, ends: bool = True) -> dict[str, Surface]:
     if any(len(ratios) != blocks for ratios, _ in placed):
         raise DataError("the merges have different numbers of blocks", "draw a front of one of them at a time")
     if ends:
-        placed += [((0.0,) * blocks, the_point(results, "sft")), ((1.0,) * blocks, the_point(results, "rlhf"))]
+        placed += zip(ends_of(blocks), (the_point(results, "sft"), the_point(results, "rlhf")), strict=True)
     found = {}
     for name, measure in results.measures.items():
         known = [
@@ -203,7 +203,7 @@ def propose(
     taken: list[int] = []
     known = [block_ratios(point) for point in results.points if point.ratios]
     if ends:
-        known += [(0.0,) * ratios.shape[1], (1.0,) * ratios.shape[1]]
+        known += ends_of(ratios.shape[1])
     measured = np.array(known)
     for i in order:
         far = all(np.abs(ratios[i] - ratios[j]).max() > APART + 1e-9 for j in taken)
@@ -233,6 +233,11 @@ def lattice(blocks: int) -> Array:
         steps = STEPS[blocks]
         return np.array(list(product([i / steps for i in range(steps + 1)], repeat=blocks)))
     return np.random.default_rng(0).random((DRAWN, blocks)).round(3)
+
+
+def ends_of(blocks: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The ratios of SFT and of RLHF, where no part of the model is held at a ratio of its own."""
+    return (0.0,) * blocks, (1.0,) * blocks
 
 
 def block_ratios(point: Point) -> tuple[float, ...]:

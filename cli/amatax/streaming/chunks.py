@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import xxhash
@@ -20,15 +20,15 @@ import xxhash
 from amatax.checkpoints.dtypes import INTEGER, torch_dtype
 from amatax.methods import BoundMethod, Chunk, Chunks, bind
 from amatax.planning.plan import PlannedTensor
-from amatax.streaming.buffers import Bytes, Files, Numbers
+from amatax.streaming.buffers import Files, Numbers
 from amatax.streaming.low_rank import Delta
 from amatax.streaming.nonfinite import check_copy, check_merged
+from amatax.streaming.pieces import Merging, Part, Slot, Source, compute_dtype, sources_of
 
 Tensors = dict[str, torch.Tensor]
 Hashes = dict[str, xxhash.xxh3_128]
 Sink = Callable[[PlannedTensor, int, memoryview], None]  # (tensor, first byte within the tensor, its next bytes)
 HALF = {"F16", "BF16"}
-WIDE = {"F32", "F64"}
 LEAST = 1 << 15  # elements of a chunk; with less, a device without memory is given up
 SAMPLE = 1 << 14  # elements of a sampled tensor in which the rounding of the output dtype is measured
 RUN, APART = 1 << 13, 8  # for a sample of a large tensor, one run of so many elements is read in so many runs
@@ -140,7 +140,7 @@ class Worker:
 
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             return {
-                role: Delta(entry, _compute_dtype(tensor), self.device, self.files, partial(seen, role))
+                role: Delta(entry, compute_dtype(tensor), self.device, self.files, partial(seen, role))
                 for role, entry in tensor.sources.items()
                 if entry.delta is not None
             }
@@ -199,7 +199,7 @@ class Worker:
                     if as_is:
                         yield {role: numbers[begin:end] for role, numbers in raw.items()}
                         continue
-                    values = self._widened(raw, first, begin, end, _compute_dtype(tensor))
+                    values = self._widened(raw, first, begin, end, compute_dtype(tensor))
                     yield {role: numbers[:: every // early] for role, numbers in values.items()}
 
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
@@ -335,7 +335,7 @@ class Worker:
 
     def _merge_wide(self, part: Part, raw: Tensors, out: torch.Tensor, first: int, stats: Any) -> list[torch.Tensor]:
         """Any precision, block by block: widened, merged, narrowed."""
-        compute, copied = _compute_dtype(part.tensor), part.tensor.copy_of
+        compute, copied = compute_dtype(part.tensor), part.tensor.copy_of
         as_is = self._widens(part) and not part.method.takes_half  # it would round to half precision
         screens = []
         for begin in range(0, len(out), self.block):
@@ -371,7 +371,7 @@ class Worker:
                 chunk.out.copy_(out)
         if chunk.first == 0 and tensor.name in self.sampled and tensor.copy_of is None:
             raw = {role: numbers[:SAMPLE] for role, numbers in chunk.raw.items()}
-            values = self._exact(raw, chunk.first, _compute_dtype(tensor))
+            values = self._exact(raw, chunk.first, compute_dtype(tensor))
             exact = self._kernel(part, values, None, 0, chunk.stats)
             result.change = float((exact - values["sft"]).abs_().nansum(dtype=torch.float64))
             result.lost = float((chunk.out[:SAMPLE].to(exact.dtype) - exact).abs_().nansum(dtype=torch.float64))
@@ -384,59 +384,3 @@ class Worker:
                 if role in host:
                     delta.add_to(host[role], first, host[role])
         return host
-
-
-class Part(NamedTuple):
-    """Elements of a tensor that are merged in one way."""
-
-    tensor: PlannedTensor
-    method: BoundMethod
-    elements: range
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether the bytes of one model are written as they are."""
-        copied = self.tensor.copy_of
-        return copied is not None and self.tensor.sources[copied].dtype == self.tensor.dtype
-
-
-class Slot:
-    """The host memory of one chunk: each model's bytes, and the output's."""
-
-    def __init__(self, roles: tuple[str, ...], elements: int, *, pinned: bool) -> None:
-        self.raw = {role: Bytes(elements * 8, pinned=pinned) for role in roles}
-        self.out = Bytes(elements * 8, pinned=pinned)
-        if pinned:
-            self.done = torch.cuda.Event(blocking=True)
-
-
-class Merging(NamedTuple):
-    """A chunk on its way: what was read, where the result arrives, and sums that are finite if all values are."""
-
-    slot: Slot
-    first: int
-    raw: dict[str, torch.Tensor]
-    out: torch.Tensor
-    screens: list[torch.Tensor]
-    stats: Any
-
-
-class Source(NamedTuple):
-    """One model's tensor on disk, in torch's words."""
-
-    role: str
-    path: Path
-    offset: int
-    width: int  # bytes of an element
-    dtype: torch.dtype
-
-
-def sources_of(tensor: PlannedTensor) -> list[Source]:
-    return [
-        Source(role, e.path, e.offset, e.nbytes // max(1, math.prod(e.shape)), torch_dtype(e.dtype))
-        for role, e in tensor.sources.items()
-    ]
-
-
-def _compute_dtype(tensor: PlannedTensor) -> torch.dtype:
-    return torch.float64 if WIDE & {entry.dtype for entry in tensor.sources.values()} else torch.float32

@@ -17,8 +17,9 @@ from amatax.checkpoints.checkpoint import TensorEntry
 from amatax.checkpoints.dtypes import INTEGER, torch_dtype
 from amatax.planning.plan import PlannedTensor
 from amatax.streaming.buffers import Bytes, Files
-from amatax.streaming.chunks import Hashes, Merging, Part, Slot, Source, TensorResult, Worker, sources_of
+from amatax.streaming.chunks import Hashes, TensorResult, Worker
 from amatax.streaming.nonfinite import check_copy
+from amatax.streaming.pieces import Merging, Part, Slot, Source, sources_of
 
 PIECE = 1 << 24  # bytes that are read at once on their way to another device
 NOTHING = memoryview(b"")
