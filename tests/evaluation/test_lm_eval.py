@@ -178,7 +178,7 @@ def sweep(recipe: Path, folder: Path, tasks: Path) -> Swept:
 def test_too_few_documents_to_choose_by_are_seen_before_a_model_is(tasks: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", {"acc": {**MEASURES["acc"], "limit": 1}})
     for run in (api.preview_sweep, api.sweep):
-        with pytest.raises(DataError, match="acc: 1 samples cannot be halved"):
+        with pytest.raises(DataError, match="acc: 1 sample cannot be halved"):
             run(recipe, tmp_path / "s", alpha="0.5", lm_eval_tasks=tasks, require=["acc >= 0.5*sft"], device="cpu")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import math
 import pytest
 import yaml
 
@@ -183,3 +184,12 @@ def test_a_record_that_is_none_of_a_sweeps_says_nothing(cut: str) -> None:
             text = with_record(sweep=record)
             assert "at what price" not in text
             assert "How the ratios were found" in text
+
+
+@pytest.mark.parametrize(
+    ("figure", "cell"), [((math.nan, math.nan), "–"), ((0.5, math.nan), "0.5"), ((math.nan, 0.1), "–")]
+)
+def test_a_figure_that_is_no_number(figure: tuple[float, float], cell: str) -> None:
+    record = swept()
+    record["figures"]["sft"]["reward"] = figure
+    assert f"| reward ↑ | 0.61 ± 0.03 | {cell} | 0.834 ± 0.015 |" in with_record(sweep=record)

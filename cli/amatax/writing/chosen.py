@@ -80,8 +80,8 @@ def _cell(figure: Any) -> str:
     if figure is None:
         return "–"
     value, error = figure
-    return f"{_number(value)} ± {_number(error, 2)}"
+    return f"{_number(value)} ± {error:.2g}" if math.isfinite(value) and math.isfinite(error) else _number(value)
 
 
-def _number(value: float, digits: int = 4) -> str:
-    return f"{value:.{digits}g}" if math.isfinite(value) else "–"
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "–"
