@@ -10,6 +10,7 @@ import torch
 
 from amatax import api
 from amatax.commands.fit_ratios import trace_lines
+from amatax.errors import AmataxError
 from amatax.fitting.bootstrap import Interval
 from amatax.fitting.fit import fit
 from amatax.fitting.job import Fitted
@@ -52,6 +53,15 @@ def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple
             total += float((before.exp() * (before - after)).sum())
     count = sum(len(s.ids) - s.start for s in kept)
     assert total / count == pytest.approx(rows["tax-aware"].kl, rel=1e-4)
+
+
+def test_one_block_at_a_held_mean_is_refused_beyond_the_bound(distilled: Path, tmp_path: Path) -> None:
+    """Nothing is left to fit, and the bound still has to hold."""
+    wish = {"data": distilled, "keep": distilled, "alpha": 0.9, "blocks": 1, "holdout": 0.0}
+    with pytest.raises(AmataxError, match=r"no ratios with a divergence of at most 0\.0001"):
+        api.fit_ratios(RECIPE, tmp_path / "refused.yaml", max_kl=1e-4, **wish)
+    assert not (tmp_path / "refused.yaml").exists()
+    assert api.fit_ratios(RECIPE, tmp_path / "taken.yaml", max_kl=5, **wish).fits[0].fit.values == [0.9]
 
 
 def test_several_bounds_are_traced(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from amatax import api
+from amatax.commands.fit_ratios import report_lines
 from amatax.errors import AmataxError
 from amatax.fitting import estimate
 from tests.conftest import run_amatax
@@ -77,6 +78,18 @@ def test_a_strong_regulariser_is_uniform_averaging(few: Path, tmp_path: Path) ->
     held = api.fit_ratios(RECIPE, tmp_path / "held.yaml", regulariser=10.0, **wishes).fits[0].fit
     assert max(abs(v - 0.4) for v in free.values) > 0.1
     assert max(abs(v - 0.4) for v in held.values) < 0.01
+
+
+def test_only_the_likelihoods_own_optimum_has_intervals(few: Path, tmp_path: Path) -> None:
+    """Where a penalty or an early end put the ratios, the likelihood's curvature does not say how sure they are."""
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["models"] = {role: str((RECIPE.parent / path).resolve()) for role, path in recipe["models"].items()}
+    recipe["merge"]["ratios"] = {"blocks": [{"layers": "0-4", "ratio": 0.3}, {"layers": "5-8", "ratio": 0.2}]}
+    wishes = {"data": few, "alpha": 0.4, "holdout": 0.0, "device": "cpu"}
+    for name, other in (("paper", {"preset": "paper"}), ("held", {"regulariser": 5.0})):
+        (found,) = api.fit_ratios(recipe, tmp_path / f"{name}.yaml", **wishes, **other).fits
+        assert found.fit.intervals == [None, None]
+        assert "interval" not in "\n".join(report_lines(found))
 
 
 def test_too_little_memory_is_told_before_the_models_are_loaded(

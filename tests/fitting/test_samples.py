@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from amatax.fitting.records import read_records
+import pytest
+
+from amatax.errors import DataError
+from amatax.fitting.records import Record, read_records
 from amatax.fitting.samples import Sample, split_off, tokenize
 
 
@@ -44,3 +47,17 @@ def test_what_a_template_puts_before_a_response_is_the_prompts(tokenizer: object
     for one, other in zip(*(tokenize(records[:5], t, raw=False)[0] for t in (thinking, plain)), strict=True):
         assert one.ids[one.start :] == other.ids[other.start :]
         assert tokenizer.decode(one.ids[other.start : one.start]).strip() == "(thought: none)"
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_response_without_a_token_is_refused(tokenizer: object, raw: bool) -> None:
+    """Tokenizers without bytes drop what they do not know; the end of the turn, which the template adds, is no response."""
+    import copy
+
+    from tokenizers import Regex, normalizers
+
+    dropping = copy.deepcopy(tokenizer)
+    dropping.backend_tokenizer.normalizer = normalizers.Replace(Regex("[^\\x00-\\x7f]"), "")
+    assert dropping("\u65e5\u672c", add_special_tokens=False).input_ids == []
+    with pytest.raises(DataError, match="line 7: the tokenizer turns the response into nothing"):
+        tokenize([Record(7, {"prompt": "Hello", "response": "\u65e5\u672c"})], dropping, raw=raw)

@@ -147,15 +147,20 @@ def report_lines(fitted: Fitted) -> list[str]:
     """A fit for people."""
     found = fitted.fit
     rows = []
-    inside = sum(1 for value in found.values if value not in (0.0, 1.0))
-    why = "the others and the mean fix it" if inside == 1 else "no interval: no clear optimum, or few prompts"
+    moving = zip(found.names, found.values, strict=True)
+    fixed = [
+        name for name, value in moving if name != "head" and value not in (0.0, 1.0)
+    ]  # a free head is outside the mean
     for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
         if interval is not None:
             sure = f"{interval.low:.3f} to {interval.high:.3f}"
         else:
-            sure = "at the bound" if value in (0.0, 1.0) else "" if found.tradeoff else why
+            why = (
+                "the others and the mean fix it" if fixed == [name] else "no interval: no clear optimum, or few prompts"
+            )
+            sure = "at the bound" if value in (0.0, 1.0) else why if found.own_optimum else ""
         rows.append([name, f"{value:.4f}", bar(value), sure])
-    sure = "" if found.tradeoff else ", 95 % interval"
+    sure = ", 95 % interval" if found.own_optimum else ""
     kept = f", KL(SFT || merged) at most {found.bound:g}" if found.bound is not None else ""
     lines = [f"fitted at mean {found.alpha:g}{kept} (share of RLHF{sure}):"]
     lines += [f"  {line}" for line in columns(rows, right=(1,))]

@@ -77,15 +77,13 @@ def fit(
         uniform = variables.uniform(_level_of(problem, problem.measured("keep", values).mean))
     elif keep is not None:
         uniform = variables.uniform(alpha)
-    if (
-        not (keep or preset or regulariser)
-        and problem.measured("fit", values).mean > problem.measured("fit", uniform).mean
-    ):
+    own = not (keep or preset or regulariser)
+    if own and problem.measured("fit", values).mean > problem.measured("fit", uniform).mean:
         values = exact_mean(uniform, variables.shares, alpha)
 
     watcher.say("how sure it is")
     intervals: list[Interval | None] = [None] * len(values)
-    if keep is None:  # of a bounded fit the bound decides, not the likelihood's curvature
+    if own:  # else the bound, the penalty or the early end decides, not the likelihood's curvature
         intervals = ratio_intervals(
             lambda point, gradient: problem.measured("fit", point, gradient=gradient),
             values,
@@ -107,6 +105,7 @@ def fit(
         verdict=verdict(held_out.gain, len(set(problem.prompts("held")))) if held_out else "not tested",
         optima=seen,
         descent=best,
+        own_optimum=own,
         found_alpha=bound is not None,
         tradeoff=_tradeoff(problem, values, uniform, alpha) if keep is not None else [],
         bound=keep.most if keep else None,

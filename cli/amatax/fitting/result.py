@@ -62,6 +62,7 @@ class Fit:
         optima: how many distinct optima the rough descents ended in.
         descent: the last one, on the fitted part; a neighbouring alpha begins where it ended.
         passes: passes with gradients that were made.
+        own_optimum: the ratios are where the likelihood is largest; without a preset, a regulariser or a tax only. Others have no intervals.
         found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average of the same divergence.
         tradeoff: of a tax-aware fit.
         bound, weight: what it kept to.
@@ -79,6 +80,7 @@ class Fit:
     optima: int
     descent: Optimum
     passes: int
+    own_optimum: bool = True
     found_alpha: bool = False
     tradeoff: list[Tradeoff] = field(default_factory=list)
     bound: float | None = None

@@ -101,7 +101,7 @@ def _response_ids(record: Record, prompt: list[int], tokenizer: Any, raw: bool) 
             f"line {record.line}: the chat template does not write this conversation as its prompt and then the response",
             "templates that drop earlier turns cannot be scored: give the last turn alone, or pass --raw",
         )
-    if not text.strip():
+    if not tokenizer(text.strip(), add_special_tokens=False).input_ids:  # the end of the turn alone is no response
         return [], []
     after = closed[len(opened) :].rstrip()  # a line break after the end-of-turn token belongs to the next turn
     begin = after.index(text.strip())

@@ -48,9 +48,11 @@ def search(
     uniform = problem.written(feasible(problem.variables.uniform(level), shares, alpha))
     goal = _goal(problem, keep, regulariser)
     full = goal("fit", "keep")
+    bound = keep.most if keep is not None else None
+    limit = (problem.objective("keep"), bound) if bound is not None else None
     if alpha is not None and sum(1 for share in shares if share) + (0 in shares) < 2:  # one block at a held mean
         problem.watcher.say("fitting")
-        return minimise(full, uniform, shares, alpha, tolerance=FINEST, most=1), 0
+        return minimise(full, uniform, shares, alpha, tolerance=FINEST, most=1, limit=limit), 0
 
     problem.watcher.say("a first look around")
     for model in (0.0, 1.0, None):  # the report needs these; the few samples are chosen to agree with them
@@ -59,15 +61,13 @@ def search(
     if keep is not None:
         problem.measured("keep", uniform)
         few_kept = _few(problem, "keep", seed)
-    bound = keep.most if keep is not None else None
     optima, spread = _look_around(problem, goal, (few, few_kept), uniform, level, bound, begin)
 
     problem.watcher.say("fitting")
     best = optima[0] if optima else begin
     start, known = (best.values, best.curvature) if best is not None else (uniform, None)
     tolerance = max(FINE * spread, FINEST)
-    if bound is not None:
-        limit = (problem.objective("keep"), bound)
+    if limit is not None:
         return minimise(full, start, shares, alpha, tolerance=tolerance, most=FINE_STEPS, limit=limit), len(optima)
     value, cheap = goal("fit", "keep", gradient=False), goal(few, few_kept)
     end = minimise_by(cheap, full, value, start, shares, alpha, tolerance=tolerance, most=FINE_STEPS, curvature=known)
