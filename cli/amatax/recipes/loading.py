@@ -127,7 +127,8 @@ def read_yaml(text: str, file: str, hint: str = YAML_HINT) -> tuple[Any, dict[Pa
 def _walk(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, int, bool]]:
     """(path, line, is a duplicate) of every key and list item; what `<<` brings comes after the mapping's own keys."""
     if isinstance(node, yaml.MappingNode):
-        seen, brought = set(), []
+        seen: set[str] = set()
+        brought: list[yaml.Node] = []
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
