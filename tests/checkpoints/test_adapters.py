@@ -147,6 +147,17 @@ def test_a_tied_head_changes_with_its_embeddings(tmp_path: Path) -> None:
     assert largest_difference(tensors(tmp_path / "out2"), wanted) < ULPS
 
 
+def test_linear_layers_whose_config_says_inputs_first(tmp_path: Path) -> None:
+    """PEFT warns, and reads a square weight as the linear layer that it is."""
+    model = save_model(tmp_path / "model", small_llama())
+    wanted = save_adapter(model, lora("q_proj", "o_proj"), tmp_path / "lora")
+    config = tmp_path / "lora" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "fan_in_fan_out": True}))
+    write(tmp_path, {"sft": "./model", "rlhf": adapted()}, ratios=1)
+    assert (done := run_amatax("merge", "recipe.yaml", "out", cwd=tmp_path)).code == 0, done.err
+    assert largest_difference(tensors(tmp_path / "out"), wanted) < ULPS
+
+
 def test_names_on_disk_without_their_prefix(models: dict[str, Any], tmp_path: Path) -> None:
     """GPT-2's own checkpoint has `h.0.attn`, its adapters have `transformer.h.0.attn`."""
     from safetensors.torch import save_file

@@ -187,6 +187,18 @@ def test_refused(name: str, place: Path) -> None:
     assert not (place / "out").exists()
 
 
+def test_embeddings_of_their_own_on_a_tied_model(tmp_path: Path) -> None:
+    """PEFT's merge leaves the head as it was, and the files hold one matrix for both."""
+    model = save_model(tmp_path / "model", small_llama(tie_word_embeddings=True))
+    wanted = save_adapter(model, lora("q_proj", modules_to_save=["embed_tokens"]), tmp_path / "lora")
+    assert "lm_head.weight" in wanted
+    models = {"sft": "./model", "rlhf": {"model": "./model", "adapter": "./lora"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"models": models, "merge": {"ratios": 0.5}}))
+    answer = merge_here(tmp_path)
+    assert_clear(answer)
+    assert "'model.embed_tokens.weight'" in answer.err and "the head stays" in answer.err
+
+
 def test_a_head_of_its_own_on_a_tied_model(tmp_path: Path) -> None:
     """modules_to_save gives the head a matrix that a tied model has no place for."""
     model = save_model(tmp_path / "model", small_llama(tie_word_embeddings=True))

@@ -40,6 +40,23 @@ def test_where_the_two_differ_a_note_says_it(text: str, words: list[str]) -> Non
     assert any(all(word in note for word in words) for note in imported(text).notes), imported(text).notes
 
 
+def test_what_a_yaml_merge_key_brings_is_read_as_mergekit_reads_it() -> None:
+    """`<<: *common` is YAML's, no parameter; a slip in what it brings is noted where it is."""
+    text = """\
+merge_method: ties
+base_model: acme/base
+models:
+  - {model: acme/sft, parameters: &common {weight: 0.5, density: 0.4, densty: 1}}
+  - {model: acme/rlhf, parameters: {<<: *common, weight: 0.7}}
+  - {model: acme/base, parameters: {<<: [*common, {gamma: 1}]}}
+"""
+    found = imported(text)
+    assert merge_of(text)["density"] == 0.4
+    assert not any("<<" in note for note in found.notes), found.notes
+    assert sum("no `densty` (`density`?)" in note for note in found.notes) >= 1
+    assert any("no `gamma`" in note for note in found.notes)
+
+
 def test_nothing_is_noted_of_drops_where_nothing_is_dropped() -> None:
     for method in ("ties", "dare_linear", "della", "breadcrumbs"):
         notes = imported(config(method, "weight: 1", "weight: 1")).notes

@@ -110,6 +110,10 @@ class _Adapting:
         disk = self._place(name.replace(".base_layer.", ".").replace(".modules_to_save.", "."), tied=kept)
         if disk is None:
             return
+        if not kept and self._is_one_for_two(disk) and self.config.saves(name):
+            message = "embeddings of their own (modules_to_save) on a model that ties its head to them"
+            self.faults.add(f"{message}: in PEFT's merge the head stays as it was", MERGE_FIRST, repr(name))
+            return
         mine = self.model.tensors[disk]
         if mine.shape != entry.shape:
             hint = ANOTHER
@@ -173,7 +177,7 @@ class _Adapting:
         else:
             transposed = flipped and (not plain or self._inputs_first(disk))
             self.changed[disk] = entry._replace(name=disk, delta=change._replace(transposed=transposed))
-            if TOKEN_MATRIX.search(disk) and self._is_tied() and not any(_leaf(n) in HEADS for n in self.model.tensors):
+            if self._is_one_for_two(disk):
                 self.notes.append(f"{disk!r} is also the head (tied): the adapter changes both, as PEFT's merge does")
 
     def _add_bias(self, module: str, bias: TensorEntry, scale: float) -> None:
@@ -229,6 +233,11 @@ class _Adapting:
             n for n, entry in self.model.tensors.items() if n != disk and _is_vocabulary(n) and entry.shape == shape
         ]
 
+    def _is_one_for_two(self, disk: str) -> bool:
+        """Whether a tensor is the embedding and the head, which the files hold once."""
+        has_head = any(_leaf(n) in HEADS for n in self.model.tensors)
+        return bool(TOKEN_MATRIX.search(disk)) and self._is_tied() and not has_head
+
     def _is_tied(self) -> bool:
         """Whether head and embedding are one: yes, unless the config says no."""
         return tie_flag(self.model.config) is not False
@@ -236,8 +245,11 @@ class _Adapting:
     def _inputs_first(self, disk: str) -> bool:
         """Whether a square weight is stored (inputs, outputs), as Conv1D does: its neighbours in the layer tell, else the config.
 
-        PEFT sets fan_in_fan_out while it walks through the modules, so that a saved config has what the last one was.
+        PEFT sets fan_in_fan_out while it walks through the modules, so that a saved config has what the last one was; and where a
+        config says it of a linear layer, PEFT warns and reads it as one. Conv1D always has a bias.
         """
+        if f"{disk.removesuffix('.weight')}.bias" not in self.model.tensors:
+            return False
         layer = re.match(r".*?\.\d+\.", disk)
         for name, entry in self.model.tensors.items():
             if not name.endswith(".bias") or (layer and not name.startswith(layer[0])) or len(entry.shape) != 1:

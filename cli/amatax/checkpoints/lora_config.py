@@ -39,6 +39,7 @@ class LoraConfig:
         rslora: the scale is alpha / sqrt(r) (arXiv 2312.03732), not alpha / r.
         dora: it has magnitudes (arXiv 2402.09353).
         fan_in_fan_out: weights are stored inputs first, as far as PEFT knew.
+        saved: modules_to_save: ends of the names of modules that are whole in the adapter.
     """
 
     rank: int
@@ -48,6 +49,11 @@ class LoraConfig:
     rslora: bool = False
     dora: bool = False
     fan_in_fan_out: bool = False
+    saved: tuple[str, ...] = ()
+
+    def saves(self, name: str) -> bool:
+        """Whether a tensor is one of modules_to_save."""
+        return name.rpartition(".")[0].endswith(self.saved)
 
     def of(self, module: str) -> tuple[int, float]:
         """(rank, alpha) of a module, by the first pattern that its name ends with, as in PEFT's get_pattern_key."""
@@ -79,6 +85,9 @@ def lora_config(config: Mapping[str, Any]) -> tuple[LoraConfig | None, list[Faul
         faults.append(
             Fault(f"its scales (lora_alpha: {alpha!r}, alpha_pattern: {alphas!r}) are no numbers", hint=AGAIN)
         )
+    saved = config.get("modules_to_save") or []
+    if not (isinstance(saved, list) and all(isinstance(module, str) for module in saved)):
+        faults.append(Fault(f"modules_to_save is {saved!r}, no list of names", hint=AGAIN))
     for pattern in {**_mapping(ranks), **_mapping(alphas)}:
         try:
             re.compile(_ending(pattern))
@@ -87,9 +96,9 @@ def lora_config(config: Mapping[str, Any]) -> tuple[LoraConfig | None, list[Faul
             faults.append(Fault(message, hint=AGAIN))
     if faults:
         return None, faults
-    flags = {key: bool(config.get(key)) for key in FLAGS}
+    rslora, dora, inputs_first = (bool(config.get(key)) for key in FLAGS)
     assert rank is not None and alpha is not None  # checked above
-    return LoraConfig(rank, alpha, ranks, alphas, *flags.values()), []
+    return LoraConfig(rank, alpha, ranks, alphas, rslora, dora, inputs_first, tuple(saved)), []
 
 
 def _first(patterns: Mapping[str, Any], module: str, usual: Any) -> Any:

@@ -22,6 +22,7 @@ YAML_HINT = "look at that line; `amatax recipes quickstart` shows a recipe that 
 METHODS_HINT = "`amatax methods` lists every method's options"
 SCHEMA_HINT = "`amatax schema` prints what a recipe may hold"
 MOST_KEYS = 100_000  # of a recipe, aliases written out
+MERGE_KEY = "tag:yaml.org,2002:merge"  # of `<<`
 
 
 def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
@@ -124,15 +125,21 @@ def read_yaml(text: str, file: str, hint: str = YAML_HINT) -> tuple[Any, dict[Pa
 
 
 def _walk(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, int, bool]]:
-    """(path, line, is a duplicate) of every key and list item."""
+    """(path, line, is a duplicate) of every key and list item; what `<<` brings comes after the mapping's own keys."""
     if isinstance(node, yaml.MappingNode):
-        seen = set()
+        seen: set[str] = set()
+        brought: list[yaml.Node] = []
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.tag == MERGE_KEY:
+                brought += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
             yield (*path, key.value), key.start_mark.line + 1, key.value in seen
             seen.add(key.value)
             yield from _walk(value, (*path, key.value))
+        for other in brought:  # its duplicates are reported where it stands
+            yield from ((place, line, False) for place, line, _ in _walk(other, path))
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             yield (*path, i), item.start_mark.line + 1, False
