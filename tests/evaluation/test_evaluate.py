@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from amatax import api
+from amatax.errors import AmataxError
 from tests.conftest import Run
 from tests.fitting.family import FAMILY, REWARD
 
@@ -96,6 +98,8 @@ def test_one_sample_has_no_error(amatax: Amatax, tmp_path: Path) -> None:
         (["sft", "--measures", "kl.yaml"], "kl needs the SFT model\n  -> evaluate a recipe, or name it with --sft"),
         (["sft", "--measures", "measures.yaml", "-o", "no/such/r.jsonl"], "no such folder"),
         (["sft", "--measures", "measures.yaml", "-o", "data"], "data is a folder"),
+        (["nonsense", "--measures", "measures.yaml", "-o", "x" * 250], "name too long"),  # not after hours of measuring
+        (["sft", "--measures", "system.yaml"], "pass --raw (of a measure, `raw: true`)"),
         (["sft", "--measures", "measures.yaml", "--device", "tpu"], "no such device"),
         (["nonsense", "--measures", "measures.yaml"], "nonsense: no such recipe, folder or Hub id"),
         (["./nowhere", "--measures", "measures.yaml"], "nowhere"),
@@ -105,10 +109,19 @@ def test_one_sample_has_no_error(amatax: Amatax, tmp_path: Path) -> None:
 def test_what_is_refused(amatax: Amatax, tmp_path: Path, arguments: list[str], words: str) -> None:
     write_measures(tmp_path, {"a": exact()}, lines=2)
     (tmp_path / "kl.yaml").write_text("tax: {measure: kl, data: data/keep.jsonl}\n")
+    (tmp_path / "system.yaml").write_text("a: {measure: length, data: system.jsonl}\n")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
+    (tmp_path / "system.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     done = amatax("evaluate", *(str(FAMILY / "sft") if a == "sft" else a for a in arguments))
     assert done.code == 2, done.out
     assert words in done.err
     assert "Traceback" not in done.err
+
+
+def test_no_model_is_an_error_from_python_too(tmp_path: Path) -> None:
+    write_measures(tmp_path, {"a": exact()}, lines=2)
+    with pytest.raises(AmataxError, match="no model is named"):
+        api.evaluate([], measures=tmp_path / "measures.yaml")
 
 
 def test_data_is_looked_at_before_a_model_is_loaded(amatax: Amatax, tmp_path: Path) -> None:

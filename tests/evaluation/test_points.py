@@ -52,6 +52,8 @@ def test_numbers_are_decimals() -> None:
         ("nan", "no number"),
         ("0:inf:1", "no number"),
         ("0:1:1e-9", "more than"),
+        ("1e999999", "too large"),
+        ("0:1e999999:1e-999999", "too large"),
     ],
 )
 def test_what_is_no_number(text: str, said: str) -> None:

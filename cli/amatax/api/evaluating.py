@@ -83,6 +83,8 @@ def evaluate(
     if batch_size < 1:
         raise AmataxError(f"--batch-size {batch_size}: at least 1", "leave it out for the default")
     names = list(dict.fromkeys(map(str, models)))
+    if not names:
+        raise AmataxError("no model is named", "name recipes, model folders or Hub ids")
     recipes = {name: load_recipe(find_recipe(name)) for name in names if _is_recipe(name)}
     wanted = wishes(recipes, measures)
     declared = declared_measures(wanted)
@@ -257,15 +259,25 @@ def room_of(checkpoint: Checkpoint) -> int | None:
 
 
 def _check_output(path: Path) -> None:
+    """Before anything is measured, which may take hours."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "name the file to write: -o results.jsonl")
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{path.resolve().parent}: no such folder", "make it first, or name another place with -o")
+    try:
+        _unfinished(path).touch()
+        _unfinished(path).unlink()
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}", "choose another place with -o") from error
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + ".unfinished.tmp")
 
 
 def _write(results: Results, path: Path) -> None:
     """A line for every sample of every measure at every point, all or none."""
-    partial = path.with_name(path.name + ".unfinished.tmp")
+    partial = _unfinished(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             for point in results.points:

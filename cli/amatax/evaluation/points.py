@@ -16,6 +16,7 @@ from amatax.recipes.schema import Block, Merge, Ratios, Recipe
 WAYS = ("uniform", "parts", "fitted", "tax-aware", "recipe")
 PARTS = ("input", "middle", "output")
 MOST = 10_000  # points of a sweep
+DIGITS = 12  # before and behind the point: a ratio of more is a slip, and would be told with all of them
 
 
 class Fitting(NamedTuple):
@@ -154,6 +155,8 @@ def numbers(text: str, option: str) -> list[Decimal]:
             raise AmataxError(f"{option} {text}: {part.strip()!r} is no number", _HOW) from None
         if not all(end.is_finite() for end in ends) or len(ends) not in (1, 3):
             raise AmataxError(f"{option} {text}: {part.strip()!r} is no number and no range", _HOW)
+        if any(end and abs(end.adjusted()) > DIGITS for end in ends):
+            raise AmataxError(f"{option} {text}: {part.strip()!r} is no ratio, it is too large or too small", _HOW)
         if len(ends) == 1:
             found += ends
             continue

@@ -12,6 +12,7 @@ from amatax.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHOWN = 5  # bad lines that a message names
+RAW = "--raw (of a measure, `raw: true`)"  # how prompts are given as they are
 FORMAT_HINT = 'a line is one JSON object: {"prompt": "...", "response": "..."}, or {"messages": [...]}'
 
 
@@ -117,7 +118,7 @@ def prompt_ids(record: Record, tokenizer: Any, *, raw: bool) -> list[int]:
         if not tokenizer.chat_template:
             raise DataError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template",
-                "pass --raw to give prompts as they are, or name the model with a template as the recipe's output.tokenizer",
+                f"pass {RAW} to give prompts as they are, or name the model with a template as the recipe's output.tokenizer",
             )
         try:
             ids = tokenizer.apply_chat_template(
@@ -126,7 +127,7 @@ def prompt_ids(record: Record, tokenizer: Any, *, raw: bool) -> list[int]:
         except Exception as error:  # jinja's, and whatever a template's own code meets
             raise DataError(
                 f"line {record.line}: the chat template refuses this conversation: {error}",
-                "change the conversation, or pass --raw with `prompt`s that are formatted already",
+                f"change the conversation, or pass {RAW} with `prompt`s that are formatted already",
             ) from error
     if not ids:
         raise DataError(f"line {record.line}: the tokenizer turns the prompt into nothing", "give it some text")
@@ -142,7 +143,7 @@ def prompt_text(record: Record) -> str:
     if "prompt" not in record.data:
         raise DataError(
             f"line {record.line}: --raw takes a `prompt`, and this line has `messages`",
-            "leave out --raw, or write the conversation as one formatted `prompt`",
+            f"leave out {RAW}, or write the conversation as one formatted `prompt`",
         )
     text: str = record.data["prompt"]
     return text

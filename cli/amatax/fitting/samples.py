@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from amatax.errors import DataError
-from amatax.fitting.records import Record, prompt_ids, prompt_text
+from amatax.fitting.records import RAW, Record, prompt_ids, prompt_text
 
 
 class Sample(NamedTuple):
@@ -99,7 +99,7 @@ def _response_ids(record: Record, prompt: list[int], tokenizer: Any, raw: bool) 
     if not closed.startswith(opened) or text.strip() not in closed[len(opened) :]:
         raise DataError(
             f"line {record.line}: the chat template does not write this conversation as its prompt and then the response",
-            "templates that drop earlier turns cannot be scored: give the last turn alone, or pass --raw",
+            f"templates that drop earlier turns cannot be scored: give the last turn alone, or pass {RAW}",
         )
     if not tokenizer(text.strip(), add_special_tokens=False).input_ids:  # the end of the turn alone is no response
         return [], []
