@@ -77,3 +77,10 @@ def test_kept_prompts_without_answers_are_answered_by_sft(recipe: Path, tmp_path
     again = run_amatax(*command, cwd=tmp_path)
     assert again.code == 0
     assert again.json["already_finished"]
+    (record,) = again.json["records"]
+    part = found["fitted"]
+    assert record["nll"]["fitted_part"]["fitted"] == pytest.approx(part["fitted"], abs=1e-6)
+    told = run_amatax(*command[:-1], cwd=tmp_path).out
+    assert "finished already" in told
+    assert f"fitted part: NLL {part['fitted']:.4f} nats per token, {part['uniform']:.4f} by uniform averaging" in told
+    assert "not tested: no part of the data was held out" in told

@@ -27,6 +27,10 @@ def faults(text: str) -> list[str]:
         ("merge_method: linear\nmodels: []\n", ["mergekit configuration", "amatax import r.yaml"]),
         ("models: {sft: ./a}\n", ["r.yaml:1 (models.rlhf)", "needed"]),
         (MODELS + "merge: {ratio: 0.4}\n", ["r.yaml:2 (merge.ratio)", "unknown key", "`ratios`"]),
+        (
+            "models: {sft: ./a, rlhf: ./b, others: [./c]}\n",
+            ["r.yaml:1 (models.others)", "unknown key", "two tuned models are merged, no more"],
+        ),
         (MODELS + "merge:\n  ratios: [0.4, high]\n", ["r.yaml:3 (merge.ratios[1])", "'high'"]),
         (MODELS + "merge:\n  ratios:\n    blocks: [0.4]\n    hed: 0\n", ["r.yaml:5 (merge.ratios.hed)", "`head`"]),
         (MODELS + "merge:\n  ratios: 1.4\n", ["r.yaml:3 (merge.ratios)", "outside 0..1", "extrapolate: true"]),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -123,7 +124,9 @@ def run(
     if as_json:
         from amatax.fitting.job import fit_json
 
-        found = {"recipes": [str(path) for path in result.recipes], "already_finished": not result.fits}
+        found: dict[str, Any] = {"recipes": [str(path) for path in result.recipes], "already_finished": not result.fits}
+        if not result.fits:
+            found["records"] = [_record(path) for path in result.recipes]
         print(json.dumps({**found, "fits": [fit_json(f) for f in result.fits], "notes": result.notes}, indent=2))
     elif not quiet:
         for fitted in result.fits:
@@ -131,7 +134,10 @@ def run(
         print("\n".join(trace_lines(result.fits)), end="")
         if not result.fits:
             for path in result.recipes:
-                print(f"{path} is finished already: the same fit, nothing was done")
+                print(
+                    f"{path} is finished already: the same fit, nothing was done (--overwrite: again, with the whole report)"
+                )
+                print("\n".join(recorded_lines(_record(path))))
         for note in result.notes:
             print(f"note: {note}")
 
@@ -141,6 +147,24 @@ def _share(holdout: str) -> float | Path | None:
         return float(holdout) if holdout else None
     except ValueError:
         return Path(holdout)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What a finished recipe says of its fit."""
+    from amatax.recipes.loading import load_recipe
+
+    return dict(load_recipe(path).record["fit"])
+
+
+def recorded_lines(record: dict[str, Any]) -> list[str]:
+    """A fit that had been finished before, for people; nothing of what somebody has made of its record since."""
+    lines = []
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        for part, nll in record["nll"].items():
+            name = part.replace("_", " ")
+            lines.append(f"  {name}: NLL {nll['fitted']:.4f} nats per token, {nll['uniform']:.4f} by uniform averaging")
+        lines.append(f"  {WORDS[record['verdict']].format('uniform averaging')}")
+    return lines
 
 
 def report_lines(fitted: Fitted) -> list[str]:

@@ -11,6 +11,7 @@ import transformers
 
 from amatax.checkpoints.checkpoint import Checkpoint
 from amatax.errors import DataError, NonFiniteError
+from amatax.fitting.cache import cache_for
 from amatax.fitting.loading import load_model
 from amatax.fitting.memory import memory_hint, sampling_hint
 from amatax.fitting.records import Record
@@ -140,6 +141,7 @@ def answer_batches(
                 attention_mask=torch.tensor(
                     [[0] * (longest - len(ids)) + [1] * len(ids) for ids in asked], device=device
                 ),
+                past_key_values=cache_for(model, longest + new),
                 max_new_tokens=new,
                 do_sample=False,  # the one token that is left is the drawn one
                 logits_processor=transformers.LogitsProcessorList([draw]),

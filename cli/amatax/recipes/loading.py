@@ -21,6 +21,7 @@ Path_ = tuple[str | int, ...]
 YAML_HINT = "look at that line; `amatax recipes quickstart` shows a recipe that works"
 METHODS_HINT = "`amatax methods` lists every method's options"
 SCHEMA_HINT = "`amatax schema` prints what a recipe may hold"
+KNOWN = "known here: "
 MOST_KEYS = 100_000  # of a recipe, aliases written out
 MERGE_KEY = "tag:yaml.org,2002:merge"  # of `<<`
 
@@ -156,6 +157,8 @@ def schema_faults(error: ValidationError, origin: Origin, within: Path_ = (), us
         message, hint = item["msg"], ""
         if item["type"] == "extra_forbidden":
             message, hint = "unknown key", nearest(str(path[-1]), _keys_at(path[:-1]))
+            if path[:-1] == ("models",) and hint.startswith(KNOWN):
+                hint += "; two tuned models are merged, no more: merge two, and what comes out with a third"
         elif item["type"] == "missing":
             message, hint = "this key is needed", f"add `{path[-1]}:`"
         elif path and path[-1] in ("layers",):
@@ -220,7 +223,7 @@ def nearest(word: str, known: list[str]) -> str:
     if close:
         return f"did you mean `{close[0]}`?"
     known = [k for k in known if k]
-    return f"known here: {', '.join(known)}" if known else ""
+    return f"{KNOWN}{', '.join(known)}" if known else ""
 
 
 def _reference_faults(models: Any, origin: Origin) -> Iterator[Fault]:

@@ -1,0 +1,66 @@
+"""The cache of generation: the tokens that transformers' own gives, in memory that is taken once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from amatax.fitting.cache import cache_for
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 48}
+CONFIGS: dict[str, Any] = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=4),
+    "qwen3, grouped heads": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16),
+    "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=64, n_positions=64),
+    "gpt-neox": lambda: transformers.GPTNeoXConfig(**SIZES),
+}
+OTHERS: dict[str, Any] = {
+    "a sliding window": lambda: transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4),
+    "mamba": lambda: transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4),
+    "mixed": lambda: transformers.Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=16, sliding_window=4),
+}
+
+
+def answer(model: Any, cache: Any) -> torch.Tensor:
+    """Prompts of several lengths, padded on the left."""
+    ids = torch.randint(2, 64, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :4], mask[2, :7] = 0, 0
+    chosen = {"past_key_values": cache} if cache is not None else {}
+    with torch.inference_mode():
+        return torch.as_tensor(
+            model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=12,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+                **chosen,
+            )
+        )
+
+
+def model_of(config: Any) -> Any:
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_same_tokens(name: str) -> None:
+    model = model_of(CONFIGS[name]())
+    cache = cache_for(model, 9 + 12)
+    assert cache is not None
+    assert torch.equal(answer(model, cache), answer(model, None))
+    rooms = {layer.keys.untyped_storage().nbytes() for layer in cache.layers}
+    width = 16 if "qwen3" in name else 8
+    assert rooms == {3 * (2 if "qwen3" in name else 4) * 21 * width * 4}  # rows, heads, tokens, width, float32
+    assert cache.get_seq_length() == 9 + 12 - 1  # the last token is not asked on
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_memories_are_left_to_transformers(name: str) -> None:
+    assert cache_for(model_of(OTHERS[name]()), 21) is None
