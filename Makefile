@@ -35,8 +35,9 @@ bench-fit: $(READY)  ## the fit: its cost, the whole grid, the paper's claim (an
 	$(BIN)/python -m benchmarks.brute_force
 	$(BIN)/python -m benchmarks.claim
 
-bench-live: $(READY)  ## from merge to merge in memory, beside a memcpy
+bench-live: $(READY)  ## from merge to merge in memory, beside a memcpy; a front in memory, beside mergekit's files
 	$(BIN)/python -m benchmarks.live
+	$(BIN)/python -m benchmarks.front
 
 # torch is pinned: a looser requirement pulls gigabytes of CUDA packages where a CPU build would do
 $(READY): pyproject.toml

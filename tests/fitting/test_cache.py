@@ -1,4 +1,4 @@
-"""The cache of generation: the tokens that transformers' own gives, in memory that is taken once."""
+"""The cache of generation: the tokens that transformers' own gives, in memory that is taken for many at a time."""
 
 from __future__ import annotations
 
@@ -49,8 +49,11 @@ def model_of(config: Any) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
+@pytest.mark.parametrize("grows", [4, 64])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_same_tokens(name: str) -> None:
+def test_the_same_tokens(monkeypatch: pytest.MonkeyPatch, name: str, grows: int) -> None:
+    """In memory for all that may come, and no more."""
+    monkeypatch.setattr("amatax.fitting.cache.GROWS", grows)
     model = model_of(CONFIGS[name]())
     cache = cache_for(model, 9 + 12)
     assert cache is not None
@@ -64,3 +67,21 @@ def test_the_same_tokens(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_memories_are_left_to_transformers(name: str) -> None:
     assert cache_for(model_of(OTHERS[name]()), 21) is None
+
+
+def test_memory_is_taken_as_it_is_needed() -> None:
+    """A long limit costs nothing while answers are short; a long answer is copied a few times, not for every token."""
+    model = model_of(CONFIGS["llama"]())
+    cache = cache_for(model, 4000)
+    assert cache is not None
+    rooms = []
+    for end in range(1, 1001):
+        one = torch.full((1, 4, 1, 8), float(end))
+        keys, values = cache.layers[0].update(one, -one)
+        assert keys.shape == (1, 4, end, 8)
+        rooms.append(keys.untyped_storage().nbytes() // (4 * 4 * 8))
+    assert torch.equal(keys[0, 0, :, 0], torch.arange(1.0, 1001.0))
+    assert torch.equal(values, -keys)
+    assert rooms[0] == 65
+    assert rooms[-1] <= 1250
+    assert len(set(rooms)) < 13

@@ -1,6 +1,6 @@
-"""What a model remembers of the tokens before, while it answers: written into memory that is there for all of them.
+"""What a model remembers of the tokens before, while it answers: written into memory that is taken for many tokens at a time.
 
-transformers' own (`DynamicLayer`) copies everything for every token: of a small model, most of the time.
+transformers' own (`DynamicLayer`) copies everything for every token: a third of a small model's time on the CPU.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+GROWS = 64  # tokens that it makes room for, or a quarter of those that are there, if that is more
+
 
 def cache_for(model: Any, length: int) -> DynamicCache | None:
-    """A cache for so many tokens; None for a model with layers that remember otherwise: then `generate` takes its own."""
+    """A cache for so many tokens at most; None for a model with layers that remember otherwise: then `generate` takes its own."""
     if "mamba" in type(model).__name__.lower() or not model._supports_default_dynamic_cache():
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -38,9 +40,14 @@ class _Layer(DynamicLayer):
         states, begin = (key_states, value_states), self.get_seq_length()
         if not begin:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self._rooms = [one.new_empty((*one.shape[:-2], self._length, one.shape[-1])) for one in states]
+            self._rooms = [one[..., :0, :] for one in states]
         end = begin + key_states.shape[-2]
-        for room, one in zip(self._rooms, states, strict=True):
-            room[..., begin:end, :] = one
+        for i, one in enumerate(states):
+            if end > self._rooms[i].shape[-2]:
+                tokens = min(end + max(GROWS, end // 4), max(end, self._length))
+                room = one.new_empty((*one.shape[:-2], tokens, one.shape[-1]))
+                room[..., :begin, :] = self._rooms[i][..., :begin, :]
+                self._rooms[i] = room
+            self._rooms[i][..., begin:end, :] = one
         self.keys, self.values = (room[..., :end, :] for room in self._rooms)
         return self.keys, self.values
