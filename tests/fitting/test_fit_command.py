@@ -200,6 +200,12 @@ def test_tokenizers_that_differ(distilled: Path, tmp_path: Path) -> None:
     assert done.code == 2, done.err
     assert "the tokenizers of sft and rlhf differ (tokenizer.json)" in done.err
 
+    (tmp_path / "rlhf" / "tokenizer_config.json").unlink()
+    done = run_amatax("fit-ratios", "r.yaml", "-o", "f.yaml", cwd=tmp_path)
+    assert done.code == 2, done.err
+    assert "the tokenizers of sft and rlhf differ (tokenizer.json, tokenizer_config.json)" in done.err
+
+    shutil.copy(FAMILY / "rlhf" / "tokenizer_config.json", tmp_path / "rlhf")
     shutil.copy(FAMILY / "rlhf" / "tokenizer.json", path)
     config = tmp_path / "sft" / "tokenizer_config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}))

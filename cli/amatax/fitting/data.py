@@ -18,6 +18,11 @@ from amatax.planning.siblings import tokenizer_differences
 from amatax.recipes.schema import Recipe, expand_home
 
 DEFAULT_HOLDOUT = 0.2
+TOKENIZERS = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+)  # a folder with one of these has a tokenizer
 
 
 @dataclass
@@ -170,7 +175,7 @@ def _same_tokens(checkpoints: dict[str, Checkpoint], records: list[Record], opti
 
     sft, rlhf = checkpoints["sft"], checkpoints["rlhf"]
     differ = tokenizer_differences(sft, rlhf)
-    if not all((c.folder / "tokenizer_config.json").is_file() for c in (sft, rlhf)) or not differ:
+    if not differ or not all(any((c.folder / name).is_file() for name in TOKENIZERS) for c in (sft, rlhf)):
         return []
     both = [open_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code) for checkpoint in (sft, rlhf)]
     for record in records:
