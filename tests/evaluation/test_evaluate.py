@@ -124,6 +124,15 @@ def test_no_model_is_an_error_from_python_too(tmp_path: Path) -> None:
         api.evaluate([], measures=tmp_path / "measures.yaml")
 
 
+def test_what_another_run_is_writing_stays(tmp_path: Path) -> None:
+    write_measures(tmp_path, {"a": exact()}, lines=2)
+    half = tmp_path / "r.jsonl.unfinished.tmp"
+    half.write_text("{}\n")
+    with pytest.raises(AmataxError, match="no model is named"):
+        api.evaluate([], measures=tmp_path / "measures.yaml", output=tmp_path / "r.jsonl")
+    assert half.read_text() == "{}\n"
+
+
 def test_data_is_looked_at_before_a_model_is_loaded(amatax: Amatax, tmp_path: Path) -> None:
     write_measures(tmp_path, {"a": exact(data="bad.jsonl"), "b": exact(data="none.jsonl")})
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')

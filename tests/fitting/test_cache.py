@@ -20,6 +20,7 @@ CONFIGS: dict[str, Any] = {
 OTHERS: dict[str, Any] = {
     "a sliding window": lambda: transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4),
     "mamba": lambda: transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4),
+    "none at all": lambda: transformers.OpenAIGPTConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=64),
     "mixed": lambda: transformers.Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=16, sliding_window=4),
 }
 
@@ -67,6 +68,14 @@ def test_the_same_tokens(monkeypatch: pytest.MonkeyPatch, name: str, grows: int)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_memories_are_left_to_transformers(name: str) -> None:
     assert cache_for(model_of(OTHERS[name]()), 21) is None
+
+
+def test_a_model_that_makes_its_own_cache_keeps_it() -> None:
+    class Own(transformers.LlamaForCausalLM):
+        def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._prepare_cache_for_generation(*args, **kwargs)
+
+    assert cache_for(Own(CONFIGS["llama"]()), 21) is None
 
 
 def test_memory_is_taken_as_it_is_needed() -> None:

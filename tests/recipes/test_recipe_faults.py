@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amatax.errors import RecipeError
-from amatax.recipes.loading import load_recipe, parse_recipe
+from amatax.recipes.loading import load_recipe, parse_recipe, read_yaml
 from amatax.recipes.schema import parse_layers, parse_size
 
 MODELS = "models: {sft: ./a, rlhf: ./b}\n"
@@ -72,6 +72,15 @@ def test_all_faults_at_once() -> None:
     found = "\n".join(faults(text))
     for key in ("(models.rlfh)", "(models.rlhf)", "(merge.methd)", "(output.dtype)", "(extra)"):
         assert key in found, found
+
+
+def test_merge_keys_of_merge_keys_are_read_once() -> None:
+    """2 to the power of 60 of them, if each was followed wherever it is named."""
+    levels = [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 61)]
+    data, lines, found = read_yaml("\n".join(["a0: &a0 {}", *levels, "b: {<<: [*a60, &c {k: 1}], l: 2}", ""]), "r.yaml")
+    assert not found
+    assert data["b"] == {"k": 1, "l": 2}
+    assert lines["b", "k"] == lines["b", "l"] == 62
 
 
 def test_models_are_relative_to_the_recipe(tmp_path: Path) -> None:

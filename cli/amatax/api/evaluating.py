@@ -265,8 +265,10 @@ def _check_output(path: Path) -> None:
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{path.resolve().parent}: no such folder", "make it first, or name another place with -o")
     try:
+        there = _unfinished(path).exists()  # of another run, which is writing now
         _unfinished(path).touch()
-        _unfinished(path).unlink()
+        if not there:
+            _unfinished(path).unlink()
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}", "choose another place with -o") from error
 

@@ -5,10 +5,11 @@ transformers' own (`DynamicLayer`) copies everything for every token: a third of
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 GROWS = 64  # tokens that it makes room for, or a quarter of those that are there, if that is more
@@ -16,13 +17,22 @@ GROWS = 64  # tokens that it makes room for, or a quarter of those that are ther
 
 def cache_for(model: Any, length: int) -> DynamicCache | None:
     """A cache for so many tokens at most; None for a model with layers that remember otherwise: then `generate` takes its own."""
-    if "mamba" in type(model).__name__.lower() or not model._supports_default_dynamic_cache():
+    if "mamba" in type(model).__name__.lower() or not model._supports_default_dynamic_cache() or not _takes_one(model):
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     cache.layers = [_Layer(length) for _ in cache.layers]
     return cache
+
+
+def _takes_one(model: Any) -> bool:
+    """Whether `generate` lets a cache through (as its `_validate_model_kwargs` does: not for GPT-1, XLM), and makes no special one."""
+    own = getattr(type(model), "_prepare_cache_for_generation", None)
+    taken = set(signature(model.prepare_inputs_for_generation).parameters)
+    if taken & {"kwargs", "model_kwargs"}:
+        taken |= set(signature(model.forward).parameters)
+    return "past_key_values" in taken and own is GenerationMixin._prepare_cache_for_generation
 
 
 class _Layer(DynamicLayer):

@@ -125,11 +125,15 @@ def read_yaml(text: str, file: str, hint: str = YAML_HINT) -> tuple[Any, dict[Pa
             loader.dispose()
 
 
-def _walk(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, int, bool]]:
-    """(path, line, is a duplicate) of every key and list item; what `<<` brings comes after the mapping's own keys."""
+def _walk(node: yaml.Node, path: Path_, met: set[int] | None = None) -> Iterator[tuple[Path_, int, bool]]:
+    """(path, line, is a duplicate) of every key and list item; what `<<` brings comes after the mapping's own keys.
+
+    met: what `<<` has brought to this path already, by id: aliases of aliases would bring it any number of times.
+    """
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         brought: list[yaml.Node] = []
+        met = {id(node)} if met is None else met
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
@@ -140,7 +144,9 @@ def _walk(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, int, bool]]:
             seen.add(key.value)
             yield from _walk(value, (*path, key.value))
         for other in brought:  # its duplicates are reported where it stands
-            yield from ((place, line, False) for place, line, _ in _walk(other, path))
+            if id(other) not in met:
+                met.add(id(other))
+                yield from ((place, line, False) for place, line, _ in _walk(other, path, met))
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             yield (*path, i), item.start_mark.line + 1, False
