@@ -16,7 +16,7 @@ from numpy import float32, float64, inf, int32, uint32, uint64, zeros
 
 MAGNITUDE = int32(0x7FFFFFFF)  # float32 without its sign
 WORD = 64  # bits of one
-LANES = 8
+LANES = 256  # enough that the checks before a loop of them cost little
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -190,12 +190,13 @@ def tally(base: Any, model: Any, counts: Any) -> None:
 
 @compiled
 def products(sft: Any, rlhf: Any) -> tuple[float, float, float]:
-    """sft . rlhf, sft . sft and rlhf . rlhf in float64, in eight sums side by side: torch's order is another."""
+    """sft . rlhf, sft . sft and rlhf . rlhf in float64, in many sums side by side: vectors of any width add them up in one order."""
     both, one, other = zeros(LANES), zeros(LANES), zeros(LANES)
     whole = len(sft) - len(sft) % LANES
     for begin in range(0, whole, LANES):
+        some, others = sft[begin : begin + LANES], rlhf[begin : begin + LANES]
         for j in range(LANES):
-            s, r = float64(wide(sft[begin + j])), float64(wide(rlhf[begin + j]))
+            s, r = float64(wide(some[j])), float64(wide(others[j]))
             both[j] += s * r
             one[j] += s * s
             other[j] += r * r
