@@ -134,9 +134,7 @@ def run(
         print("\n".join(trace_lines(result.fits)), end="")
         if not result.fits:
             for path in result.recipes:
-                print(
-                    f"{path} is finished already: the same fit, nothing was done (--overwrite: again, with the whole report)"
-                )
+                print(f"{path} is finished already: the same fit, nothing was done (--overwrite fits again)")
                 print("\n".join(recorded_lines(_record(path))))
         for note in result.notes:
             print(f"note: {note}")
@@ -171,18 +169,16 @@ def report_lines(fitted: Fitted) -> list[str]:
     """A fit for people."""
     found = fitted.fit
     rows = []
-    moving = zip(found.names, found.values, strict=True)
-    fixed = [
-        name for name, value in moving if name != "head" and value not in (0.0, 1.0)
-    ]  # a free head is outside the mean
+    ends = (0.0, 1.0)
+    moving = zip(found.names, found.values, strict=True)  # a free head is outside the mean
+    fixed = [name for name, value in moving if name != "head" and value not in ends]
     for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
         if interval is not None:
             sure = f"{interval.low:.3f} to {interval.high:.3f}"
         else:
-            why = (
-                "the others and the mean fix it" if fixed == [name] else "no interval: no clear optimum, or few prompts"
-            )
-            sure = "at the bound" if value in (0.0, 1.0) else why if found.own_optimum else ""
+            why = "no interval: no clear optimum, or few prompts"
+            why = "the others and the mean fix it" if fixed == [name] else why
+            sure = "at the bound" if value in ends else why if found.own_optimum else ""
         rows.append([name, f"{value:.4f}", bar(value), sure])
     sure = ", 95 % interval" if found.own_optimum else ""
     kept = f", KL(SFT || merged) at most {found.bound:g}" if found.bound is not None else ""

@@ -150,7 +150,7 @@ def check_halves(samples: Mapping[str, Sequence[str]]) -> None:
     for name, some in samples.items():
         choosing = sum(half_of(sample) == "choose" for sample in some)
         if min(choosing, len(some) - choosing) < 2:
-            message = f"{name}: {len(some)} sample{'s' if len(some) > 1 else ''} cannot be halved, to choose by one half and report the other"
+            message = f"{name}: {len(some)} sample{'s' if len(some) != 1 else ''} cannot be halved, to choose by one half and report the other"
             raise DataError(message, f"measure more samples; {4 * FEWEST} are few")
 
 
