@@ -1,4 +1,4 @@
-"""The cache of generation: the tokens that transformers' own gives, in memory that is taken for many at a time."""
+"""The cache of generation: what transformers' own gives, in memory that is taken for many at a time."""
 
 from __future__ import annotations
 
@@ -26,23 +26,15 @@ OTHERS: dict[str, Any] = {
 
 
 def answer(model: Any, cache: Any) -> torch.Tensor:
-    """Prompts of several lengths, padded on the left."""
+    """Every step's logits (steps, rows, vocabulary), of prompts of several lengths, padded on the left."""
     ids = torch.randint(2, 64, (3, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, :4], mask[2, :7] = 0, 0
     chosen = {"past_key_values": cache} if cache is not None else {}
+    asked = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with torch.inference_mode():
-        return torch.as_tensor(
-            model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=12,
-                do_sample=False,
-                pad_token_id=0,
-                eos_token_id=None,
-                **chosen,
-            )
-        )
+        found = model.generate(ids, **asked, **chosen, return_dict_in_generate=True, output_logits=True)
+    return torch.stack(found.logits)
 
 
 def model_of(config: Any) -> Any:
@@ -52,7 +44,7 @@ def model_of(config: Any) -> Any:
 
 @pytest.mark.parametrize("grows", [4, 64])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_same_tokens(monkeypatch: pytest.MonkeyPatch, name: str, grows: int) -> None:
+def test_the_same_numbers(monkeypatch: pytest.MonkeyPatch, name: str, grows: int) -> None:
     """In memory for all that may come, and no more."""
     monkeypatch.setattr("amatax.fitting.cache.GROWS", grows)
     model = model_of(CONFIGS[name]())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from amatax.fitting.job import Fitted
     from amatax.fitting.result import Part
 
+ENDS = (0.0, 1.0)
 WORDS = {
     "better": "better than {} on prompts that were not fitted",
     "worse": "worse than {} on prompts that were not fitted: use that",
@@ -169,16 +170,21 @@ def report_lines(fitted: Fitted) -> list[str]:
     """A fit for people."""
     found = fitted.fit
     rows = []
-    ends = (0.0, 1.0)
-    moving = zip(found.names, found.values, strict=True)  # a free head is outside the mean
-    fixed = [name for name, value in moving if name != "head" and value not in ends]
+    moving = [name for name, value in zip(found.names, found.values, strict=True) if value not in ENDS]
+    in_mean = [name for name in moving if name != "head"]  # a free head is outside it
     for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
         if interval is not None:
             sure = f"{interval.low:.3f} to {interval.high:.3f}"
+        elif value in ENDS:
+            sure = "at the bound"
+        elif not found.own_optimum:
+            sure = ""
         else:
-            why = "no interval: no clear optimum, or few prompts"
-            why = "the others and the mean fix it" if fixed == [name] else why
-            sure = "at the bound" if value in ends else why if found.own_optimum else ""
+            sure = (
+                "the others and the mean fix it"
+                if in_mean == [name]
+                else "no interval: no clear optimum, or few prompts"
+            )
         rows.append([name, f"{value:.4f}", bar(value), sure])
     sure = ", 95 % interval" if found.own_optimum else ""
     kept = f", KL(SFT || merged) at most {found.bound:g}" if found.bound is not None else ""

@@ -1,6 +1,6 @@
 """What a model remembers of the tokens before, while it answers: written into memory that is taken for many tokens at a time.
 
-transformers' own (`DynamicLayer`) copies everything for every token: a third of a small model's time on the CPU.
+transformers' own (`DynamicLayer`) copies everything for every token (benchmarks/RESULTS.md has what that takes).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GROWS = 64  # tokens that it makes room for, or a quarter of those that are ther
 
 def cache_for(model: Any, length: int) -> DynamicCache | None:
     """A cache for so many tokens at most; None for a model with layers that remember otherwise: then `generate` takes its own."""
-    if "mamba" in type(model).__name__.lower() or not model._supports_default_dynamic_cache() or not _takes_one(model):
+    if not (model._supports_default_dynamic_cache() and _takes_one(model)):
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):

@@ -21,7 +21,9 @@ Path_ = tuple[str | int, ...]
 YAML_HINT = "look at that line; `amatax recipes quickstart` shows a recipe that works"
 METHODS_HINT = "`amatax methods` lists every method's options"
 SCHEMA_HINT = "`amatax schema` prints what a recipe may hold"
-KNOWN = "known here: "
+LEFT_OUT: dict[Path_, str] = {  # what there is not, on purpose
+    ("models", "others"): "two tuned models are merged, no more: merge two, and what comes out with a third",
+}
 MOST_KEYS = 100_000  # of a recipe, aliases written out
 MERGE_KEY = "tag:yaml.org,2002:merge"  # of `<<`
 
@@ -162,9 +164,7 @@ def schema_faults(error: ValidationError, origin: Origin, within: Path_ = (), us
             continue  # the other members of a union say the same again
         message, hint = item["msg"], ""
         if item["type"] == "extra_forbidden":
-            message, hint = "unknown key", nearest(str(path[-1]), _keys_at(path[:-1]))
-            if path[:-1] == ("models",) and hint.startswith(KNOWN):
-                hint += "; two tuned models are merged, no more: merge two, and what comes out with a third"
+            message, hint = "unknown key", LEFT_OUT.get(path) or nearest(str(path[-1]), _keys_at(path[:-1]))
         elif item["type"] == "missing":
             message, hint = "this key is needed", f"add `{path[-1]}:`"
         elif path and path[-1] in ("layers",):
@@ -229,7 +229,7 @@ def nearest(word: str, known: list[str]) -> str:
     if close:
         return f"did you mean `{close[0]}`?"
     known = [k for k in known if k]
-    return f"{KNOWN}{', '.join(known)}" if known else ""
+    return f"known here: {', '.join(known)}" if known else ""
 
 
 def _reference_faults(models: Any, origin: Origin) -> Iterator[Fault]:
