@@ -10,7 +10,9 @@ and gets such chunks on the CPU; its kernel gives float32 then.
 
 A method that must know the whole tensor first (a threshold, a norm) has a `prepare(chunks, ratio, *, options) -> stats` beside
 its kernel: `chunks()` goes through the tensor once more each time it is called (see `Chunks`), and the kernel gets what came of it
-as `stats`.
+as `stats`. Where that is nearly always the same, `presume() -> (stats, look)` says what: such a tensor is gone through once, on the
+CPU, while `look(chunk, out) -> bool` sees each chunk as it is on disk (`out` is memory of the chunk's length that it may use); once
+it is not sure, the tensor is begun anew, with `prepare`.
 A kernel may ask for `chunk`, where it stands: random numbers are a function of that, so that no order changes them. Options have
 types that pydantic checks; what they forbid together a `check(options) -> message` says. Where they make it another method, without
 options and with fewer models, `same_as(options) -> method` names that. Files that begin with _ are no methods.
@@ -63,6 +65,7 @@ class BoundMethod(NamedTuple):
 
     kernel: Callable[..., Any]
     prepare: Callable[..., Any] | None  # what it does with the whole tensor first
+    presume: Callable[..., Any] | None  # what that nearly always gives, and how to look whether it does
     takes_half: bool  # it does half precision itself, rounding once
     widens: bool  # it widens bfloat16 on the CPU itself
     wants_chunk: bool  # its kernel asks where its chunk stands
@@ -116,8 +119,10 @@ def bind(method: str, options: Mapping[str, Any]) -> BoundMethod:
     """The method with these options."""
     function = kernel(method)
     bound = partial(function, **options) if options else function
-    half, widens = (bool(getattr(method_module(method), flag, False)) for flag in ("TAKES_HALF", "WIDENS"))
-    return BoundMethod(bound, method_prepare(method, options), half, widens, wants_chunk(function))
+    module = method_module(method)
+    half, widens = (bool(getattr(module, flag, False)) for flag in ("TAKES_HALF", "WIDENS"))
+    presume = getattr(module, "presume", None)
+    return BoundMethod(bound, method_prepare(method, options), presume, half, widens, wants_chunk(function))
 
 
 def simplest(method: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ from amatax.streaming.pieces import Merging, Part, Slot, Source, compute_dtype, 
 
 Tensors = dict[str, torch.Tensor]
 Hashes = dict[str, xxhash.xxh3_128]
+Look = Callable[[Tensors, torch.Tensor], bool]  # (every model's numbers of a chunk, memory for the result)
 Sink = Callable[[PlannedTensor, int, memoryview], None]  # (tensor, first byte within the tensor, its next bytes)
 HALF = {"F16", "BF16"}
 LEAST = 1 << 15  # elements of a chunk; with less, a device without memory is given up
@@ -50,6 +51,10 @@ class TensorResult:
     change: float = 0.0
     lost: float = 0.0
     differs: bool = False
+
+
+class NotAsPresumedError(Exception):
+    """A tensor is not what its method presumed."""
 
 
 class Worker:
@@ -95,19 +100,23 @@ class Worker:
         return [Slot(self.roles, self.elements, pinned=bool(self.stream)) for _ in range(depth)]
 
     def run(self, tensor: PlannedTensor) -> TensorResult:
-        """Stream one tensor to the sink; again, in smaller chunks, if the device runs out of memory.
+        """Stream one tensor to the sink; again, if it is not as presumed, or, in smaller chunks, if the device runs out of memory.
 
         Raises:
             NonFiniteError: for NaN, infinity (but equal ones) or overflow, unless allowed.
             InputChangedError: if a file has become shorter.
             torch.OutOfMemoryError: if there is no room even for small chunks.
         """
+        self.presumes = True
         while True:
             try:
                 if not self.slots:
                     self._allocate()
                 with torch.inference_mode():
                     return self._run(tensor)
+            except NotAsPresumedError:
+                self.presumes = False
+                continue
             except torch.OutOfMemoryError:
                 if self.elements <= LEAST:
                     raise
@@ -178,6 +187,13 @@ class Worker:
         tensor = part.tensor
         narrow = all(entry.dtype == "BF16" for entry in tensor.sources.values()) and tensor.copy_of is None
         return part.method.widens and narrow and self.device.type == "cpu" and not self.deltas
+
+    def _presumed(self, part: Part) -> tuple[Any, Look] | None:
+        """What the method presumes of the tensor, and how it looks at chunks; None if it has to go through the whole tensor first."""
+        plain = self.device.type == "cpu" and not self.deltas and part.tensor.copy_of is None
+        presume = part.method.presume
+        found: tuple[Any, Look] | None = presume() if presume and plain and self.presumes else None
+        return found
 
     def _prepared(self, part: Part, sources: list[Source]) -> Any:
         """What the method finds out about the whole tensor, from its numbers in the dtype it is merged in, block by block."""
@@ -302,12 +318,14 @@ class Worker:
         is_half = tensor.dtype in HALF and all(entry.dtype == tensor.dtype for entry in tensor.sources.values())
         merge = self._merge_half if part.method.takes_half and is_half and not self.deltas else self._merge_wide
         waiting: Merging | None = None
-        stats = self._prepared(part, sources)
+        stats, look = self._presumed(part) or (self._prepared(part, sources), None)
         for i, (first, n) in enumerate(self._chunks(part.elements)):
             slot = self.slots[i % len(self.slots)]
             out = self._out(slot, out_dtype, first, n)
             with torch.cuda.stream(self.stream) if self.stream else nullcontext():
                 raw = self._read_all(slot, sources, first, n, hashes)
+                if look and not look(raw, out):
+                    raise NotAsPresumedError
                 screens = merge(part, raw, out, first, stats)
                 if self.stream:
                     slot.done.record(self.stream)
