@@ -116,6 +116,48 @@ def test_one_process_cannot_spread(distilled: Path, tmp_path: Path) -> None:
     assert "torchrun" in done.err
 
 
+@pytest.mark.parametrize("wish", [["--data", "bad.jsonl"], ["--alpha", "1.5"], ["--blocks", "99"]])
+def test_one_of_them_tells_what_is_wrong(distilled: Path, tmp_path: Path, wish: list[str]) -> None:
+    few(distilled, tmp_path)
+    (tmp_path / "bad.jsonl").write_text("no JSON\n")
+    command = ["-m", "amatax", *COMMAND, "-o", "f.yaml", *wish]
+    done, other = each_rank(tmp_path, 2, *command, imported=FITTING)
+    assert (done.code, other.code) == (2, 2)
+    assert done.err.startswith("amatax: ") and "rank" not in done.err
+    assert other.out + other.err == ""
+
+
+def test_what_one_of_them_alone_cannot_do_ends_all(distilled: Path, tmp_path: Path) -> None:
+    """A file that one machine has not: the other one does not wait for ever."""
+    few(distilled, tmp_path)
+    (tmp_path / "there.py").write_text(
+        "import os, sys\nfrom pathlib import Path\n"
+        "if os.environ['RANK'] == '1':\n    Path('elsewhere').mkdir()\n    os.chdir('elsewhere')\n"
+        "from amatax.__main__ import main\nmain()\n"
+    )
+    done, other = each_rank(tmp_path, 2, "there.py", *COMMAND, "-o", tmp_path / "f.yaml", imported=FITTING)
+    assert (done.code, other.code) == (2, 2)
+    assert done.err.startswith("amatax: rank 1 (") and "few.jsonl: no such file" in done.err
+    assert other.err == ""
+
+
+def test_nor_of_a_merge_that_fits_first(distilled: Path, tmp_path: Path) -> None:
+    few(distilled, tmp_path)
+    (tmp_path / "r.yaml").write_text(
+        f"models: {{sft: {FAMILY}/sft, rlhf: {FAMILY}/rlhf}}\nfit: {{blocks: 2, data: few.jsonl, holdout: 0}}\n"
+    )
+    (tmp_path / "broken.py").write_text(
+        "import os\nfrom amatax.errors import AmataxError\nimport amatax.fitting.job as job\n"
+        "def broken(*_):\n    raise AmataxError('no room here', 'make some')\n"
+        "if os.environ['RANK'] == '1':\n    job.fill_in = broken\n"
+        "from amatax.__main__ import main\nmain()\n"
+    )
+    done, other = each_rank(tmp_path, 2, "broken.py", "merge", "r.yaml", "out", "--fit", "-q", imported=FITTING)
+    assert (done.code, other.code) == (2, 2)
+    assert done.err.startswith("amatax: rank 1 (") and done.err.endswith("): no room here\n  -> make some\n")
+    assert other.err == ""
+
+
 def test_two_processes_fit_and_then_merge(distilled: Path, tmp_path: Path) -> None:
     """`merge --fit`: one report, and what each of them merges has the ratios that were fitted; again, nothing is done."""
     few(distilled, tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,45 +80,50 @@ def run(
     """Find the blocks' ratios by maximum likelihood on responses of the RLHF model (AMA); a rerun continues."""
     from amatax import api
     from amatax.commands.progress import ProgressWatcher
+    from amatax.commands.ranks import one_voice
+    from amatax.fitting.libraries import set_threads
     from amatax.recipes.gallery import find_recipe
 
     if groups not in ("", "attention,mlp"):
         raise typer.BadParameter("there is `attention,mlp`", param_hint="--groups")
     if compute not in ("", "float32", "bfloat16", "float16", "float64"):
         raise typer.BadParameter("there is float32 and bfloat16", param_hint="--compute")
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    with ProgressWatcher("fitting", quiet=quiet or as_json or not first, unit="samples") as watcher:
-        result = api.fit_ratios(
-            find_recipe(recipe),
-            output,
-            data=data or None,
-            alpha=alpha,
-            keep=keep or None,
-            max_kl=max_kl,
-            keep_weight=keep_weight or None,
-            blocks=blocks or None,
-            groups=bool(groups),
-            free_head=free_head,
-            weigh_by_layers=weigh_by_layers,
-            holdout=_share(holdout),
-            max_length=max_length,
-            most_bad=max_bad,
-            raw=raw,
-            preset=preset or None,
-            eps=eps,
-            rate=rate,
-            regulariser=regulariser,
-            seed=seed,
-            device=device,
-            compute=compute or None,
-            batch_tokens=batch_tokens,
-            checkpointing=checkpointing,
-            shard=shard,
-            picture=picture if picture and first else None,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-            watcher=watcher,
-        )
+    set_threads()  # several processes import torch before they know one another
+    with one_voice() as ranks:
+        first = ranks.rank == 0
+        file = ranks.each(lambda: find_recipe(recipe))
+        with ProgressWatcher("fitting", quiet=quiet or as_json or not first, unit="samples") as watcher:
+            result = api.fit_ratios(
+                file,
+                output,
+                data=data or None,
+                alpha=alpha,
+                keep=keep or None,
+                max_kl=max_kl,
+                keep_weight=keep_weight or None,
+                blocks=blocks or None,
+                groups=bool(groups),
+                free_head=free_head,
+                weigh_by_layers=weigh_by_layers,
+                holdout=_share(holdout),
+                max_length=max_length,
+                most_bad=max_bad,
+                raw=raw,
+                preset=preset or None,
+                eps=eps,
+                rate=rate,
+                regulariser=regulariser,
+                seed=seed,
+                device=device,
+                compute=compute or None,
+                batch_tokens=batch_tokens,
+                checkpointing=checkpointing,
+                shard=shard,
+                picture=picture if picture and first else None,
+                trust_remote_code=trust_remote_code,
+                overwrite=overwrite,
+                watcher=watcher,
+            )
     if not first:
         return
     if as_json:

@@ -73,6 +73,7 @@ def run(
     from amatax import api
     from amatax.commands.progress import ProgressWatcher
     from amatax.commands.ranks import one_voice
+    from amatax.fitting.libraries import set_threads
     from amatax.recipes.gallery import find_recipe
     from amatax.streaming import importing
     from amatax.streaming.processes import rank_and_world
@@ -97,6 +98,8 @@ def run(
             print("\n".join(plan_lines(planned, threads, stream)))
         return
     importing.merges_only = not (push or fit)
+    if fit:
+        set_threads()
     with one_voice() as ranks:
         quiet = quiet or ranks.rank > 0
         file = ranks.each(lambda: find_recipe(recipe))

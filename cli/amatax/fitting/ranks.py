@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from amatax.streaming import joining
 from amatax.streaming.processes import rank_and_world
 
 PATIENCE = timedelta(days=7)  # the first process may sample responses while the others wait
@@ -18,16 +19,22 @@ PATIENCE = timedelta(days=7)  # the first process may sample responses while the
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """The processes that torchrun has started, together; nothing for one process alone."""
+    """The processes that torchrun has started, together; nothing for one process alone.
+
+    Raises:
+        AmataxError: what has kept another one from coming here.
+    """
     if rank_and_world()[1] < 2 or dist.is_initialized():
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    with joining.joined() as ranks:
+        ranks.each(lambda: None)  # torch would wait for ever for one that has failed
+        dist.init_process_group(backend, timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def from_first(value: Any) -> Any:

@@ -39,6 +39,13 @@ def error_from_json(told: Mapping[str, Any], who: str = "") -> AmataxError:
     return kind(f"{who}: {told['message']}" if who else told["message"], told["hint"])
 
 
+def left_error(told: Mapping[str, Any]) -> AmataxError:
+    """Why a rank has gone; it is named, unless what it says names ranks already."""
+    says = told["faults"][0]["where"] if told.get("faults") else told.get("message", "")
+    named = says.startswith("rank") or "rank" not in told
+    return error_from_json(told, "" if named else f"rank {told['rank']} ({told['host']})")
+
+
 def joint_error(outcomes: Sequence[Mapping[str, Any] | None], *, named: bool) -> AmataxError:
     """One error for what the ranks raised; they are named, unless all have the same to say."""
     groups: dict[str, list[int]] = {}

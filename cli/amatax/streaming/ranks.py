@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 from amatax.errors import AmataxError
 from amatax.streaming.processes import local_rank
-from amatax.streaming.rank_errors import error_from_json, error_to_json, joint_error
+from amatax.streaming.rank_errors import error_to_json, joint_error, left_error
 
 T = TypeVar("T")
 BEAT = 0.5  # seconds between two signs of life, and between two looks at what the others say
@@ -165,7 +165,7 @@ class Ranks:
 
     def leave(self, error: BaseException) -> None:
         """Let those who wait for this rank know that it will not come."""
-        told = {} if isinstance(error, KeyboardInterrupt) else error_to_json(error)
+        told = {} if isinstance(error, KeyboardInterrupt) else {**error_to_json(error), "rank": self.rank}
         if not self._quietly(lambda: self._store.check([LEFT])):  # the first word counts
             self._quietly(lambda: self._store.set(LEFT, json.dumps(told)))
 
@@ -179,7 +179,7 @@ class Ranks:
 
     def _gone(self) -> None:
         if self._left is not None:
-            raise error_from_json(self._left) if self._left else KeyboardInterrupt
+            raise left_error(self._left) if self._left else KeyboardInterrupt
 
     def _listen(self, keys: Sequence[str], heard: dict[int, tuple[bytes, float]]) -> None:
         """Is every rank that is waited for still there?"""
