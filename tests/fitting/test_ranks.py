@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,22 @@ def test_nor_of_a_merge_that_fits_first(distilled: Path, tmp_path: Path) -> None
     done, other = each_rank(tmp_path, 2, "broken.py", "merge", "r.yaml", "out", "--fit", "-q", imported=FITTING)
     assert (done.code, other.code) == (2, 2)
     assert done.err.startswith("amatax: rank 1 (") and done.err.endswith("): no room here\n  -> make some\n")
+    assert other.err == ""
+
+
+@pytest.mark.parametrize("command", ["fit-ratios", "merge"])
+def test_nor_of_one_that_fails_among_the_others(distilled: Path, tmp_path: Path, command: str) -> None:
+    """The first one alone opens the journal, which another run has."""
+    few(distilled, tmp_path)
+    (tmp_path / "r.yaml").write_text(
+        f"models: {{sft: {FAMILY}/sft, rlhf: {FAMILY}/rlhf}}\nfit: {{blocks: 2, data: few.jsonl, holdout: 0}}\n"
+    )
+    wish = ["out", "--fit"] if command == "merge" else ["-o", "out.fitted.yaml"]
+    with (tmp_path / "out.fitted.yaml.unfinished.jsonl").open("w") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        done, other = each_rank(tmp_path, 2, "-m", "amatax", command, "r.yaml", *wish, "-q", imported=FITTING)
+    assert (done.code, other.code) == (2, 2)
+    assert done.err.startswith("amatax: out.fitted.yaml: another run is fitting into this recipe")
     assert other.err == ""
 
 

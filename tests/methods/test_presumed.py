@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from amatax import api
+from amatax.evaluation.live import LiveModel
 from amatax.methods import Chunks, bind
 from amatax.methods.slerp import presume
+from amatax.planning.plan import make_plan
+from amatax.recipes.loading import load_recipe
 from amatax.streaming.buffers import Files
 from tests.methods.family import recipe, tensors
 
 PRESUME = "amatax.methods.slerp.presume"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+F8 = torch.float8_e4m3fn
+RECORD = "amatax_record.json"
 PIECES = 3
 
 
@@ -91,6 +96,15 @@ def test_changes_that_the_narrower_dtype_has_not() -> None:
     assert not sure({"sft": sft, "rlhf": rlhf}, torch.empty_like(sft))
 
 
+def test_norms_that_float16_has_not() -> None:
+    """The change's is 1.41 of its smallest number, SFT's 1.73."""
+    for sft, change in (([42.0, 0.0, 0.0], [0.0, 1.0, 1.0]), ([1.0, 1.0, 1.0], [0.04, -0.04, 0.02])):
+        one = (torch.tensor(sft) * 2.0**-24).half()
+        other = one.float() + torch.tensor(change) * 2.0**-24
+        _, sure = presume()
+        assert not sure({"sft": one, "rlhf": other.half() if max(change) == 1 else other}, torch.empty(3))
+
+
 class Counting(api.Watcher):
     """Progress: what there is, and what was told."""
 
@@ -133,6 +147,18 @@ def trained(family: Path, at: Path, rows: slice, by: float) -> None:
         save_file(there, at / "rlhf" / file.name, {"format": "pt"})
 
 
+def small_model(at: Path, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """Two siblings in a parallel direction, of two tensors, and a recipe."""
+    for role, change, dtype in zip(("sft", "rlhf"), (0.0, 0.001), dtypes, strict=True):
+        (at / role).mkdir()
+        (at / role / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
+        numbers = torch.randn(1024, 512, generator=torch.Generator().manual_seed(1)) + change
+        names = ("model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight")
+        save_file({name: numbers.to(dtype) for name in names}, at / role / "model.safetensors")
+    text = "models: {sft: ./sft, rlhf: ./rlhf}\nmerge: {method: slerp, ratios: 0.3}\noutput: {dtype: bfloat16}\n"
+    (at / "r.yaml").write_text(text)
+
+
 def test_parallel_tensors_are_read_once(family_of_three: Path, tmp_path: Path, bytes_read: list[int]) -> None:
     trained(family_of_three, tmp_path, slice(None), 0.01)
     watcher = Counting()
@@ -166,6 +192,29 @@ def test_others_are_begun_anew(
     assert records[0] == records[1]
 
 
+def test_checks_of_tensors_that_are_begun_anew(
+    family_of_three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge is merged again by `verify` and by the live model, from the first byte again where it was not as presumed."""
+    monkeypatch.setattr("amatax.streaming.stream.CPU_ELEMENTS", 1 << 12)
+    trained(family_of_three, tmp_path, slice(-1, None), 100.0)
+    made = recipe(tmp_path, tmp_path, "slerp")
+    api.merge(made, tmp_path / "out", threads=2)
+    found = api.verify(tmp_path / "out")
+    assert found.compared and not found.different
+    LiveModel.open(make_plan(load_recipe(made))).check()
+
+
+@pytest.mark.parametrize("dtypes", [(F8, F8), (F8, torch.bfloat16), (torch.bfloat16, F8)])
+def test_float8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """torch has neither differences nor norms of it."""
+    small_model(tmp_path, dtypes)
+    api.merge(tmp_path / "r.yaml", tmp_path / "out")
+    monkeypatch.delattr(PRESUME)
+    api.merge(tmp_path / "r.yaml", tmp_path / "plain")
+    assert (tmp_path / "out" / RECORD).read_bytes() == (tmp_path / "plain" / RECORD).read_bytes()
+
+
 def test_copies_are_not_looked_at(family_of_three: Path, tmp_path: Path, bytes_read: list[int]) -> None:
     """In another dtype they are converted chunk by chunk, as if they were merged."""
     watcher = Counting()
@@ -176,13 +225,7 @@ def test_copies_are_not_looked_at(family_of_three: Path, tmp_path: Path, bytes_r
 
 def test_parallel_tensors_start_no_compiler(tmp_path: Path) -> None:
     """numba takes a second and 130 MB."""
-    for role, change in (("sft", 0.0), ("rlhf", 0.001)):
-        (tmp_path / role).mkdir()
-        (tmp_path / role / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
-        numbers = torch.randn(1024, 512, generator=torch.Generator().manual_seed(1)) + change
-        names = ("model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight")
-        save_file({name: numbers.bfloat16() for name in names}, tmp_path / role / "model.safetensors")
-    (tmp_path / "r.yaml").write_text("models: {sft: ./sft, rlhf: ./rlhf}\nmerge: {method: slerp, ratios: 0.3}\n")
+    small_model(tmp_path, (torch.bfloat16, torch.bfloat16))
     script = "import sys; from amatax import api; api.merge('r.yaml', 'out'); print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

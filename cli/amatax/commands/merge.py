@@ -155,7 +155,7 @@ def _fitted(ranks: Ranks, file: Path, output: str, device: str, overwrite: bool,
 
     target = ranks.in_turn(begin)
     with ProgressWatcher("fitting", quiet=quiet, unit="samples") as watcher:
-        result = ranks.each(lambda: api.fit_ratios(file, target, device=device, overwrite=overwrite, watcher=watcher))
+        result = api.fit_ratios(file, target, device=device, overwrite=overwrite, watcher=watcher)
     if ranks.rank > 0:
         shown(target.exists)
     if not quiet:

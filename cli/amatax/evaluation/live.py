@@ -168,7 +168,9 @@ class LiveModel:
         differ: list[str] = []
 
         def compare(tensor: PlannedTensor, begin: int, data: memoryview) -> None:
-            merged = whole.setdefault(tensor.name, bytearray())
+            if not begin:  # perhaps anew
+                whole[tensor.name] = bytearray()
+            merged = whole[tensor.name]
             merged += data
             if len(merged) == math.prod(tensor.shape) * torch_dtype(tensor.dtype).itemsize:
                 fresh = torch.frombuffer(whole.pop(tensor.name), dtype=torch_dtype(tensor.dtype)).view(tensor.shape)

@@ -14,6 +14,7 @@ from torch import nn
 from amatax.streaming import joining
 from amatax.streaming.processes import rank_and_world
 
+GOODBYE = 5.0  # seconds from a process's last word to what others hear of it, at most
 PATIENCE = timedelta(days=7)  # the first process may sample responses while the others wait
 
 
@@ -33,6 +34,9 @@ def joined() -> Iterator[None]:
         dist.init_process_group(backend, timeout=PATIENCE)
         try:
             yield
+        except RuntimeError:  # of a process that waited for one that has failed; that one says more
+            ranks.wait_gone(GOODBYE)
+            raise
         finally:
             dist.destroy_process_group()
 

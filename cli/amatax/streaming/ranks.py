@@ -26,7 +26,7 @@ VISIBLE = 60.0  # seconds until what one machine writes shows on another one, at
 FAILED = "failed"  # a key: a rank has failed, and waits for the others to stop
 LEFT = "left"  # one has gone, and this is why
 TOLD = "told"  # the user has been told
-AGAIN = "run the same command again, with as many processes as you like: finished shards are kept"
+AGAIN = "run the same command again, with as many processes as you like: what was finished is kept"
 
 
 class Stopped(Exception):
@@ -176,6 +176,17 @@ class Ranks:
         end = time.monotonic() + patience
         while self.rank == 0 and time.monotonic() < end and self._quietly(lambda: self._store.check(keys)) is False:
             time.sleep(0.01)
+
+    def wait_gone(self, patience: float) -> None:
+        """Whether another has left, who may be about to say so.
+
+        Raises:
+            AmataxError, KeyboardInterrupt: as of `gather`.
+        """
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            self._gone()
+            time.sleep(0.05)
 
     def _gone(self) -> None:
         if self._left is not None:

@@ -114,7 +114,7 @@ class Streamer:
 
         Args:
             tensors: any of the plan's.
-            sink: takes each tensor's bytes.
+            sink: takes each tensor's bytes; a tensor that is begun anew comes from its first byte on again.
             wait: called now and then from the calling thread while the workers are at it.
 
         Raises:
@@ -179,7 +179,7 @@ class Streamer:
 
 
 def _at_most(total: int, advance: Callable[[int], None]) -> Callable[[int], None]:
-    """`advance` until so much is told: what is read again after the device ran out of memory is not told again."""
+    """`advance` until so much is told: what is read again of a tensor that is begun anew is not told again."""
     left = total
 
     def tell(n: int) -> None:
