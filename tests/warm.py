@@ -70,13 +70,13 @@ def child(request: dict[str, Any]) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from amatax.__main__ import main
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what comes before is not the command's
         if request["die_at"] or request["stop_at"] or request["events"]:
             watch(request["cwd"], request["die_at"], request["stop_at"], request["events"])
         match request["args"]:
             case ["-m", "amatax", *args]:
-                from amatax.__main__ import main
-
                 sys.argv = ["amatax", *args]
                 sys.path[0] = request["cwd"]
                 main()
