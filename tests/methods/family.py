@@ -9,6 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from amatax import api
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "task_arithmetic": {"scale": 0.8},
     "ties": {"density": 0.3},
@@ -19,6 +21,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "slerp": {},
     "average": {},
 }
+
+
+class Counting(api.Watcher):
+    """Progress: what there is, and what was told."""
+
+    total, told = 0, 0
+
+    def start(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, n: int) -> None:
+        self.told += n
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from amatax import api
 from amatax.errors import AmataxError
 from amatax.methods import average
 from amatax.streaming.chunks import LEAST
-from tests.methods.family import recipe, tensors
+from tests.methods.family import Counting, recipe, tensors
 
 usual = average.average
 
@@ -50,16 +50,6 @@ def test_what_is_read_again_is_told_once(
     family_of_three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Progress ends at the total: a tensor begun anew, in smaller chunks, is not counted twice."""
-
-    class Counting(api.Watcher):
-        total, told = 0, 0
-
-        def start(self, total: int) -> None:
-            self.total = total
-
-        def advance(self, n: int) -> None:
-            self.told += n
-
     usually, short = Counting(), Counting()
     api.merge(recipe(family_of_three, tmp_path, method), tmp_path / "out", watcher=usually, threads=1)
     asked = room_for(1 << 14, monkeypatch)

@@ -21,7 +21,7 @@ from amatax.methods.slerp import presume
 from amatax.planning.plan import make_plan
 from amatax.recipes.loading import load_recipe
 from amatax.streaming.buffers import Files
-from tests.methods.family import recipe, tensors
+from tests.methods.family import Counting, recipe, tensors
 
 PRESUME = "amatax.methods.slerp.presume"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -103,18 +103,6 @@ def test_norms_that_float16_has_not() -> None:
         other = one.float() + torch.tensor(change) * 2.0**-24
         _, sure = presume()
         assert not sure({"sft": one, "rlhf": other.half() if max(change) == 1 else other}, torch.empty(3))
-
-
-class Counting(api.Watcher):
-    """Progress: what there is, and what was told."""
-
-    total, told = 0, 0
-
-    def start(self, total: int) -> None:
-        self.total = total
-
-    def advance(self, n: int) -> None:
-        self.told += n
 
 
 @pytest.fixture

@@ -35,11 +35,7 @@ def presume() -> tuple[None, Callable[[Mapping[str, torch.Tensor], torch.Tensor]
     """
     import torch
 
-    exact = (
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    )  # in others a small norm is rounded by more, or there is none
+    exact = (torch.bfloat16, torch.float32, torch.float64)  # others have no norms, or round small ones by more
     norm = torch.linalg.vector_norm
     bound = SURE * 2 * (1 - PARALLEL)
     changes = squares = 0.0  # |rlhf - sft|^2, and |sft|^2 or less

@@ -30,7 +30,7 @@ Hashes = dict[str, xxhash.xxh3_128]
 Look = Callable[[Tensors, torch.Tensor], bool]  # (every model's numbers of a chunk, memory for the result)
 Sink = Callable[
     [PlannedTensor, int, memoryview], None
-]  # (tensor, first byte within the tensor, its next bytes); 0 may come again
+]  # (tensor, first byte within it, or 0 once more, its next bytes)
 HALF = {"F16", "BF16"}
 LEAST = 1 << 15  # elements of a chunk; with less, a device without memory is given up
 SAMPLE = 1 << 14  # elements of a sampled tensor in which the rounding of the output dtype is measured
