@@ -62,6 +62,28 @@ def test_nonfinite_passes_by_its_flag(siblings: Path) -> None:
     assert merged.isnan().sum() == 1
 
 
+@pytest.mark.parametrize("method", ["average", "ties", "dare"])
+def test_a_nan_has_the_same_bits_in_every_chunk(siblings: Path, method: str) -> None:
+    """By a compiled loop in a large chunk, by torch in the small rest of a tensor, by vectors or one by one."""
+    count = (1 << 18) + 1001
+    for role, share in (("base", 0.0), ("sft", 1.0), ("rlhf", 2.0)):
+        if role == "base":
+            shutil.copytree(siblings / "sft", siblings / "base")
+        numbers = torch.full((count,), share, dtype=torch.bfloat16)
+        if role == "rlhf":
+            numbers[[5, 77_777, -700, -1]] = float("nan")
+        edit_tensors(siblings / role, lambda t, numbers=numbers: t.update({"model.extra": numbers}))
+    options = ", base: ./base" if method != "average" else ""
+    (siblings / "recipe.yaml").write_text(
+        f"models: {{sft: ./sft, rlhf: ./rlhf{options}}}\nmerge: {{method: {method}, ratios: 0.5}}\n"
+    )
+    answer = merge_here(siblings, "--allow-nonfinite")
+    assert answer.code == 0, answer.err
+    merged = load_all(siblings / "out")["model.extra"]
+    assert torch.equal(merged.isnan().nonzero()[:, 0], torch.tensor([5, 77_777, count - 700, count - 1]))
+    assert set(merged[merged.isnan()].view(torch.int16).tolist()) == {0x7FC0}
+
+
 def test_nan_in_a_copied_tensor(siblings: Path) -> None:
     """Ratio 1 takes rlhf's bytes as they are; NaN is named all the same."""
     poison(float("nan"))(siblings)

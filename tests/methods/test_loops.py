@@ -15,9 +15,8 @@ import torch
 
 from amatax.methods import Chunk, Chunks, bind
 from amatax.methods import _compiled as compiled
-from amatax.methods._consensus import agreed
-from amatax.methods._magnitudes import EVERYTHING, NOTHING, Cut, trimmed
-from amatax.methods._random import WORD, drop, numbers
+from amatax.methods._magnitudes import EVERYTHING, NOTHING, Cut
+from amatax.methods._random import WORD, numbers
 from amatax.methods._selection import cuts
 from tests.disks import small_disk
 from tests.methods.test_selection import KINDS, RANKS, chunks_of
@@ -63,21 +62,100 @@ def test_they_are_used() -> None:
     assert compiled.loops(torch.zeros(compiled.MANY - 1)) is None
 
 
+def merged(
+    method: str,
+    models: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ratio: float = 0.4,
+    *,
+    first: int = 0,
+    out: torch.Tensor | None = None,
+    stats: object = None,
+    **options: float,
+) -> torch.Tensor:
+    """A kernel's result for base, SFT and RLHF."""
+    tensors = {role: model.clone() for role, model in zip(("base", "sft", "rlhf"), models, strict=True)}
+    given = {"stats": stats} if stats else {}
+    result: torch.Tensor = bind(method, options).kernel(tensors, ratio, out, chunk=Chunk("a.weight", first), **given)
+    return result
+
+
+def of_changes(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Models of which these are the changes, exactly."""
+    return torch.zeros_like(pair[0]), *pair
+
+
+ALL = [(EVERYTHING,), (EVERYTHING,)]  # TIES cuts nothing off
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ratio", [0.4, 0.5, 1e-9, 0.999])
 def test_the_mean_of_those_that_agree(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ratio: float) -> None:
     for pair in (changes(1, dtype), special(dtype)):
-        base = pair[0].flip(0)
-        mean = agreed(*(x.clone() for x in pair), ratio, base, 0.7)
-        with torch_alone(monkeypatch):
-            assert same(mean, agreed(*(x.clone() for x in pair), ratio, base, 0.7))
+        for models in (of_changes(pair), (pair[0].flip(0), *pair)):
+            mean = merged("ties", models, ratio, stats=ALL, scale=0.7)
+            with torch_alone(monkeypatch):
+                assert same(mean, merged("ties", models, ratio, stats=ALL, scale=0.7))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 1.3, -0.2])
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_ratios_outside(monkeypatch: pytest.MonkeyPatch, method: str, ratio: float) -> None:
+    """Of the mean torch sees to them, of the sum the loop."""
+    models, stats = of_changes(changes(1, torch.float32)), ALL if method == "ties" else None
+    found = merged(method, models, ratio, stats=stats, scale=0.7)
+    with torch_alone(monkeypatch):
+        assert same(found, merged(method, models, ratio, stats=stats, scale=0.7))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "dare_ties", "della", "breadcrumbs"])
+@pytest.mark.parametrize("read", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("written", [torch.bfloat16, torch.float32, torch.float16, None])
+def test_memory_for_the_result(method: str, read: torch.dtype, written: torch.dtype | None) -> None:
+    """It is rounded once to bfloat16, of equally near ones to the even one; memory that the loop cannot fill is left alone."""
+    one, other = changes(4, torch.float32)
+    base = torch.randn(COUNT, generator=torch.Generator().manual_seed(5)) * 0.02
+    base[:40_000], one[:40_000] = 1.0, 0.0
+    other[:40_000] = (torch.arange(40_000) % 7 - 3) * 2.0**-9  # halves of bfloat16's steps, when 0.5 of them is taken
+    models = tuple(x.to(read) for x in (base, base + one, base + other))
+    tensors = dict(zip(("base", "sft", "rlhf"), models, strict=True))
+    bound = bind(method, {})
+    stats = bound.prepare(Chunks(COUNT, lambda every, first: iter([tensors])), 0.5) if bound.prepare else None
+    exact = merged(method, models, 0.5, stats=stats)
+    assert exact.dtype is torch.float32
+    memory = None if written is None else torch.full((COUNT,), 7.0, dtype=written)
+    found = merged(method, models, 0.5, out=memory, stats=stats)
+    assert (found is memory) == (written in (torch.bfloat16, torch.float32))
+    assert torch.equal(found, exact.to(found.dtype))
+    assert found is memory or memory is None or bool((memory == 7).all())
+
+
+def test_special_numbers_in_bfloat16() -> None:
+    numbers = torch.cat([SPECIAL, torch.tensor([3.3895e38, 1 + 2**-8, 1 + 3 * 2**-8, 1e-40, -1e-40, torch.nan])])
+    numbers = numbers.repeat(compiled.MANY // len(numbers) + 1)
+    out = torch.empty(len(numbers), dtype=torch.bfloat16)
+    models = numbers, numbers, numbers
+    found = merged("ties", (torch.zeros_like(numbers), *models[1:]), 0.5, stats=ALL, out=out)
+    want = merged("ties", (torch.zeros_like(numbers), *models[1:]), 0.5, stats=ALL).to(torch.bfloat16)
+    assert found is out
+    assert torch.equal(found.isnan(), want.isnan())
+    assert torch.equal(found.nan_to_num(1.5).view(torch.int16), want.nan_to_num(1.5).view(torch.int16))
+
+
+def test_the_result_may_take_a_models_place() -> None:
+    models = of_changes(changes(3, torch.float32))
+    want = merged("dare_ties", models)
+    for i in range(3):
+        given = [model.clone() for model in models]
+        tensors = dict(zip(("base", "sft", "rlhf"), given, strict=True))
+        bind("dare_ties", {}).kernel(tensors, 0.4, given[i], chunk=Chunk("a.weight", 0))
+        assert torch.equal(given[i], want)
 
 
 @pytest.mark.parametrize("n", [4, COUNT])
 def test_a_weighted_sum_of_nearly_zero(n: int) -> None:
     """It once was NaN by torch's operations, and a number by the loop."""
-    merged = agreed(torch.zeros(n), torch.full((n,), -(2.0**-124)), 0.5, torch.zeros(n), 1.0)
-    assert torch.equal(merged, torch.full((n,), -(2.0**-124)))
+    models = torch.zeros(n), torch.zeros(n), torch.full((n,), -(2.0**-124))
+    assert torch.equal(merged("ties", models, 0.5, stats=ALL), torch.full((n,), -(2.0**-124)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -93,39 +171,44 @@ def test_products(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("first", [0, 12_345, (1 << 32) - 1000, 1 << 40])
-def test_drops(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, first: int) -> None:
+@pytest.mark.parametrize("method", ["dare", "dare_ties"])
+def test_drops(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, first: int, method: str) -> None:
     for pair in (changes(2, dtype), special(dtype)):
         for density in (0.0, 0.3, 0.5, 1.0):
-            dropped = drop(*(x.clone() for x in pair), Chunk("a.weight", first), density, 7)
+            found = merged(method, of_changes(pair), first=first, density=density, seed=7)
             with torch_alone(monkeypatch):
-                others = drop(*(x.clone() for x in pair), Chunk("a.weight", first), density, 7)
-            assert all(map(same, dropped, others))
+                assert same(found, merged(method, of_changes(pair), first=first, density=density, seed=7))
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_number_that_is_the_limit_drops(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
     chunk, place = Chunk("a.weight", 77), 4321
     density = (int(numbers(chunk, COUNT, 7, torch.device("cpu"))[which][place]) + WORD // 4) / (WORD // 2)
-    dropped = drop(torch.ones(COUNT), torch.ones(COUNT), chunk, density, 7)
+    alone = [torch.zeros(COUNT), torch.zeros(COUNT)]
+    alone[which] += 1
+    found = merged("dare", (torch.zeros(COUNT), *alone), 0.5, first=77, density=density, seed=7)
     with torch_alone(monkeypatch):
-        assert all(map(same, dropped, drop(torch.ones(COUNT), torch.ones(COUNT), chunk, density, 7)))
-    assert dropped[which][place] == 0
+        assert same(found, merged("dare", (torch.zeros(COUNT), *alone), 0.5, first=77, density=density, seed=7))
+    assert found[place] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cuts_among_equal_elements(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """Right before one of them, right after it, and anywhere else, for the smallest that stay and for the largest that go."""
     model = torch.randint(-3, 4, (COUNT,), generator=torch.Generator().manual_seed(8)).to(dtype)
-    tensors, first = {"base": torch.zeros(COUNT, dtype=dtype), "sft": model}, 1000
+    models, first = (torch.zeros(COUNT, dtype=dtype), model, model.flip(0)), 1000
     one, two = (first + int((model.abs() == size).nonzero()[999]) for size in (1, 2))
     bits = [int(torch.tensor(size).view(torch.int32)) for size in (1.0, 2.0)]
     for i in (-1, 0, 1):
         bottom, top = Cut(bits[0], one + i), Cut(bits[1], two + i)
-        for given in [(bottom,), (bottom, top), (EVERYTHING, top), (bottom, NOTHING)]:
-            found = trimmed(tensors, "sft", first, *given)
+        for ends in [(NOTHING, bottom), (top, bottom), (top, EVERYTHING), (NOTHING, EVERYTHING)]:
+            found = merged("breadcrumbs", models, 0.5, first=first, stats=[ends, (NOTHING, EVERYTHING)])
             with torch_alone(monkeypatch):
-                assert torch.equal(found, trimmed(tensors, "sft", first, *given))
-    kept = trimmed(tensors, "sft", first, Cut(bits[0], one + 1), Cut(bits[1], two))
+                assert torch.equal(
+                    found, merged("breadcrumbs", models, 0.5, first=first, stats=[ends, (NOTHING, EVERYTHING)])
+                )
+    ends = Cut(bits[1], two), Cut(bits[0], one + 1)
+    kept = merged("breadcrumbs", models, 0.0, first=first, stats=[ends, ends])
     assert int((kept.abs() == 1).sum()) == 1000
     assert int((kept.abs() == 2).sum()) == int((model.abs() == 2).sum()) - 999
 
@@ -149,7 +232,7 @@ def test_whole_methods(monkeypatch: pytest.MonkeyPatch, method: str, dtype: torc
     base = torch.randn(COUNT, generator=torch.Generator().manual_seed(5), dtype=dtype) * 0.02
     models = {"base": base, "sft": base + one, "rlhf": base + other}
 
-    def merged() -> torch.Tensor:
+    def once() -> torch.Tensor:
         bound = bind(method, {})
         chunks = Chunks(COUNT, lambda every, first: iter([{k: v[first::every].clone() for k, v in models.items()}]))
         given = {"stats": bound.prepare(chunks, 0.4)} if bound.prepare else {}
@@ -158,9 +241,9 @@ def test_whole_methods(monkeypatch: pytest.MonkeyPatch, method: str, dtype: torc
         result: torch.Tensor = bound.kernel({k: v.clone() for k, v in models.items()}, 0.4, None, **given)
         return result
 
-    ours = merged()
+    ours = once()
     with torch_alone(monkeypatch):
-        theirs = merged()
+        theirs = once()
     assert same(ours, theirs)
 
 
@@ -172,10 +255,10 @@ if sys.argv[1:] == ["nothing may be written"]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 x, y, z = torch.full((compiled.MANY,), 1.0), torch.full((compiled.MANY,), 4.0), torch.zeros(compiled.MANY)
 for _ in range(2):
-    _loops.trim(*map(compiled.array, (x, y, z)), 0, 3.5, 0, 9.0, 0)
-    assert z.tolist() == [0.0] * compiled.MANY
-_loops.trim(*map(compiled.array, (x, y, z)), 0, 2.5, 0, 9.0, 0)
-assert z.tolist() == [3.0] * compiled.MANY
+    _loops.change(*map(compiled.array, (x, y, z)))
+    assert z.tolist() == [3.0] * compiled.MANY
+_loops.change(*map(compiled.array, (y, x, z)))
+assert z.tolist() == [-3.0] * compiled.MANY
 """
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from amatax.methods._consensus import _weighed, agreed
+from amatax.methods._combining import _weighed, agreed
 from tests.methods.whole import merge
 
 DELTA = ["task_arithmetic", "ties", "dare", "dare_ties", "della", "breadcrumbs"]

@@ -6,7 +6,7 @@ that model's tensor (float32 or float64, all of one shape, on one device), `rati
 written to. If some ratios give a model's tensor as it is, COPIES says which: {0.0: "sft"}. A kernel that reads half precision,
 computes in float32 and rounds once says TAKES_HALF = True, and gets such chunks as they are on disk. One whose
 `prepare`, and whose kernel if it does not take half precision anyway, widens bfloat16 faster than torch does, says WIDENS = True,
-and gets such chunks on the CPU; its kernel gives float32 then.
+and gets such chunks on the CPU; its kernel then gives float32, or fills `out`, which has the output's dtype, rounding once.
 
 A method that must know the whole tensor first (a threshold, a norm) has a `prepare(chunks, ratio, *, options) -> stats` beside
 its kernel: `chunks()` goes through the tensor once more each time it is called (see `Chunks`), and the kernel gets what came of it

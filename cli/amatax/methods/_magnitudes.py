@@ -6,12 +6,14 @@ Magnitudes are compared in float32, where the order of the numbers is that of th
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import floor
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
+from amatax.methods._combining import Combining, combined, in_one_pass
 from amatax.methods._compiled import array, loops
 
 if TYPE_CHECKING:
@@ -27,6 +29,13 @@ class Cut(NamedTuple):
 
     bits: int
     first: int
+
+
+class Kept(NamedTuple):
+    """What is kept of a change: all after the one cut and before the other."""
+
+    top: Cut
+    bottom: Cut
 
 
 NOTHING, EVERYTHING = Cut(MAGNITUDE, 0), Cut(0, 1 << 62)
@@ -81,23 +90,33 @@ def trim(change: torch.Tensor, cut: Cut, first: int) -> torch.Tensor:
     return change.masked_fill(magnitude(change) <= most, 0)
 
 
-def trimmed(
-    tensors: Mapping[str, torch.Tensor], role: str, first: int, bottom: Cut, top: Cut = NOTHING
+def merge_trimmed(
+    tensors: Mapping[str, torch.Tensor], out: torch.Tensor | None, first: int, kept: Sequence[Kept], how: Combining
 ) -> torch.Tensor:
-    """A model's change with zeros after the one cut and before the other; `first` is the index of its first element."""
-    import torch
+    """What comes of both changes without what lies outside two cuts.
 
-    base, model = tensors["base"], tensors[role]
-    if compiled := loops(base, model):
-        out = base.new_empty(len(base), dtype=torch.promote_types(base.dtype, torch.float32))
-        ends = [end for cut in (bottom, top) for end in (compiled.float32(size(cut.bits)), cut.first)]
-        compiled.trim(*map(array, (base, model, out)), first, *ends)
-        return out
-    change = delta(base, model)
-    kept = trim(change, bottom, first)
-    return kept if top == NOTHING else kept.sub_(trim(change, top, first))
+    Args:
+        tensors: `base`, `sft` and `rlhf`.
+        out: memory that the result may use.
+        first: the index of the first element.
+        kept: what is kept of SFT's change and of RLHF's.
+        how: they are combined.
+    """
+    ends = [(size(bottom.bits), bottom.first, size(top.bits), top.first) for top, bottom in kept]
+    merged = in_one_pass("trimmed", tensors, out, how, first, *ends)
+    if merged is not None:
+        return merged
+    sft, rlhf = (trimmed(change, first, cut) for change, cut in zip(deltas(tensors), kept, strict=True))
+    return combined(sft, rlhf, tensors["base"], how)
 
 
+def trimmed(change: torch.Tensor, first: int, kept: Kept) -> torch.Tensor:
+    """The change with zeros outside two cuts; `first` is the index of its first element."""
+    within = trim(change, kept.bottom, first)
+    return within if kept.top == NOTHING else within.sub_(trim(change, kept.top, first))
+
+
+@lru_cache(maxsize=64)
 def size(bits: int) -> float:
     """The magnitude that has these bits; infinity for those of NaN."""
     return float(struct.unpack("<f", struct.pack("<i", min(bits, INFINITE)))[0])

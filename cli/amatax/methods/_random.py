@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk
-from amatax.methods._compiled import array, loops
+from amatax.methods._combining import Combining, combined, in_one_pass
+from amatax.methods._magnitudes import deltas
 
 if TYPE_CHECKING:
     import torch
@@ -99,21 +101,36 @@ def keep(change: torch.Tensor, drawn: torch.Tensor, limits: int | torch.Tensor) 
     return change.mul_(drawn.sub_(limits).bitwise_right_shift_(_word(31)).neg_())
 
 
+def merge_dropped(
+    tensors: Mapping[str, torch.Tensor],
+    out: torch.Tensor | None,
+    chunk: Chunk,
+    density: float,
+    seed: int,
+    how: Combining,
+) -> torch.Tensor:
+    """What comes of both changes when each element is kept with a probability.
+
+    Args:
+        tensors: `base`, `sft` and `rlhf`.
+        out: memory that the result may use.
+        chunk: where they stand.
+        density: the probability.
+        seed: of the drops.
+        how: they are combined.
+    """
+    (_, start, key), *others = pieces(chunk, len(tensors["base"]), seed)
+    if not others:
+        merged = in_one_pass("dropped", tensors, out, how, start, key, limit(density))
+        if merged is not None:
+            return merged
+    return combined(*drop(*deltas(tensors), chunk, density, seed), tensors["base"], how)
+
+
 def drop(
     sft: torch.Tensor, rlhf: torch.Tensor, chunk: Chunk, density: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both changes, in their own memory, with each element kept with the probability `density`; else it is zero."""
-    if limit(density) <= NONE:
-        return sft.mul_(0), rlhf.mul_(0)  # NaN stays NaN, and is seen
-    if density == 1:
-        return sft, rlhf
-    if compiled := loops(sft, rlhf):
-        begin = 0
-        for count, start, key in pieces(chunk, len(sft), seed):
-            both = (array(change[begin : begin + count]) for change in (sft, rlhf))
-            compiled.drop(*both, *map(compiled.uint32, (start, key)), limit(density))
-            begin += count
-        return sft, rlhf
     for change, drawn in zip((sft, rlhf), numbers(chunk, len(sft), seed, sft.device), strict=True):
         keep(change, drawn, limit(density))
     return sft, rlhf

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
-from amatax.methods._compiled import array, loops
+from amatax.methods._compiled import array, in_order, loops
 from amatax.methods._magnitudes import (
     EVERYTHING,
     INFINITE,
@@ -79,23 +79,26 @@ class _Tally:
     """Of one change: how many elements are above a bracket, how many at its ends, and the few in between."""
 
     def __init__(self, wanted: _Wanted, bracket: _Bracket) -> None:
+        import torch
+
         self.wanted, self.bracket = wanted, bracket
         self.above = self.high = self.between = self.low = 0
-        self.bits: torch.Tensor | None = None  # of those in between, int32, with room for more
-        self.where: torch.Tensor | None = None  # their places, int64
+        self.sizes = torch.empty(0)  # of those in between, float32, with room for more
+        self.where = torch.empty(0, dtype=torch.int64)  # their places
         self.blocks: list[tuple[int, int, int]] = []  # (first element, how many are at the high end, at the low end)
 
     def add(self, base: torch.Tensor, model: torch.Tensor, first: int) -> bool:
         """Count the next elements, of which the first is element `first` of the tensor; False if one is not finite."""
         low, high, many_low, many_high = self.bracket
-        above, at_high, inside, at_low, finite = self._counted(base, model)
-        if not finite:
+        above, at_high, inside, at_low, finite = self._survey(base, model, first)
+        if finite < len(base):
             return False
+        if low == high:
+            inside = at_low = 0
         if not many_high:  # then those are picked out as well
             at_high, inside = 0, inside + at_high
         if not many_low and low < high:
             at_low, inside = 0, inside + at_low
-        self._pick(base, model, low + many_low, high - many_high, inside, first)
         self.above, self.high, self.between, self.low = (
             a + b
             for a, b in zip(
@@ -105,45 +108,46 @@ class _Tally:
         self.blocks.append((first, at_high, at_low))
         return True
 
-    def _counted(self, base: torch.Tensor, model: torch.Tensor) -> tuple[int, int, int, int, bool]:
-        """How many are above the bracket, at its high end, between its ends, at its low end if that is another; whether all are finite."""
+    def _survey(self, base: torch.Tensor, model: torch.Tensor, first: int) -> tuple[int, int, int, int, int]:
+        """How many are above the bracket, at its high end, between its ends, at its low end, and finite; those in question are picked out."""
+        compiled = loops(base, model)
+        if compiled is None:
+            return self._by_torch(base, model, first)
+        low, high, many_low, many_high = self.bracket
+        ends = [size(bits) for bits in (low, high, low + many_low, high - many_high)]
+        while True:
+            *counts, end = compiled.survey(
+                *map(array, (base, model)), *ends, first, *map(array, (self.sizes, self.where)), self.between
+            )
+            if end <= len(self.where) or end > MOST:
+                return tuple(counts)
+            self._make_room(end - self.between, base.device)
+
+    def _by_torch(self, base: torch.Tensor, model: torch.Tensor, first: int) -> tuple[int, int, int, int, int]:
+        """The same by torch's operations."""
         import torch
 
-        low, high = self.bracket[:2]
-        if compiled := loops(base, model):
-            ends = (compiled.float32(size(bits)) for bits in (low, high))
-            above, at_high, inside, at_low, finite = compiled.count(array(base), array(model), *ends)
-        else:
-            change = delta(base, model).to(torch.float32)
-            from_high, from_low = (_nonzero(keep_above(change, end - 1)) if end else len(change) for end in (high, low))
-            above, beyond_low = _nonzero(keep_above(change, high)), _nonzero(keep_above(change, low))
-            at_high, inside, at_low = from_high - above, beyond_low - from_high, from_low - beyond_low
-            finite = len(change) if math.isfinite(float(change.sum())) else 0
-        if low == high:
-            inside = at_low = 0
-        return above, at_high, inside, at_low, finite == len(base)
-
-    def _pick(self, base: torch.Tensor, model: torch.Tensor, low: int, high: int, count: int, first: int) -> None:
-        """Keep those between two magnitudes in one piece of memory: many small ones between a kernel's large ones would tear the heap."""
-        import torch
-
-        end = self.between + count
-        if not count or end > MOST:
-            return
-        if self.bits is None or self.where is None or end > len(self.bits):
-            old, room = (self.bits, self.where), max(LEAST, 2 * end)
-            self.bits = base.new_empty(room, dtype=torch.int32)
-            self.where = base.new_empty(room, dtype=torch.int64)
-            if old[0] is not None and old[1] is not None:
-                self.bits[: self.between], self.where[: self.between] = old[0][: self.between], old[1][: self.between]
-        found, where = self.bits[self.between : end], self.where[self.between : end]
-        if compiled := loops(base, model):
-            ends = (compiled.float32(size(bits)) for bits in (low, high))
-            compiled.pick(array(base), array(model), *ends, first, array(found.view(torch.float32)), array(where))
-            return
+        low, high, many_low, many_high = self.bracket
         change = delta(base, model).to(torch.float32)
-        places = keep_above(change, low - 1).sub_(keep_above(change, high)).view(torch.int32).nonzero()[:, 0]
-        found[:], where[:] = magnitude(change[places]), places.add_(first)
+        from_high, from_low = (_nonzero(keep_above(change, end - 1)) if end else len(change) for end in (high, low))
+        above, beyond_low = _nonzero(keep_above(change, high)), _nonzero(keep_above(change, low))
+        low, high = low + many_low, high - many_high
+        if low <= high:
+            some = keep_above(change, low - 1).sub_(keep_above(change, high))
+            places = some.view(torch.int32).nonzero()[:, 0]
+            end = self.between + len(places)
+            if end <= MOST:
+                self._make_room(len(places), base.device)
+                self.sizes[self.between : end] = change[places].abs_()
+                self.where[self.between : end] = places.add_(first)
+        finite = len(change) if math.isfinite(float(change.sum())) else 0
+        return above, from_high - above, beyond_low - from_high, from_low - beyond_low, finite
+
+    def _make_room(self, count: int, device: torch.device) -> None:
+        """For so many more that are picked out: in one piece, since many small ones between a kernel's large ones would tear the heap."""
+        end = self.between + count
+        if end > len(self.where):
+            self.sizes, self.where = (_longer(x, max(LEAST, 2 * end), device) for x in (self.sizes, self.where))
 
     def cut(self, chunks: Chunks) -> Cut | None:
         """Where it is; None if it is not in the bracket."""
@@ -154,12 +158,12 @@ class _Tally:
             return self._among_equals(chunks, self.bracket.high, rank, 1)
         rank -= self.high
         if 0 < rank <= self.between:
-            assert self.bits is not None and self.where is not None
-            bits, where = self.bits[: self.between], self.where[: self.between]
-            threshold = int(bits.kthvalue(len(bits) - rank + 1).values)
-            ties = where[bits == threshold]
-            some = rank - int(torch.count_nonzero(bits > threshold))
-            return Cut(threshold, EVERYTHING.first if some == len(ties) else int(ties[some - 1]) + 1)
+            sizes, where = self.sizes[: self.between], self.where[: self.between]
+            threshold = sizes.kthvalue(len(sizes) - rank + 1).values
+            ties = where[sizes == threshold]
+            some = rank - int(torch.count_nonzero(sizes > threshold))
+            bits = int(threshold.view(torch.int32))
+            return Cut(bits, EVERYTHING.first if some == len(ties) else int(ties[some - 1]) + 1)
         rank -= self.between
         return self._among_equals(chunks, self.bracket.low, rank, 2) if 0 < rank <= self.low else None
 
@@ -172,8 +176,21 @@ class _Tally:
                 break
             rank -= block[column]
         chunk = next(chunks(first=block[0]))
-        change = delta(chunk["base"], chunk[MODELS[self.wanted.model]])
-        return Cut(bits, block[0] + int((magnitude(change) == bits).nonzero()[rank - 1]) + 1)
+        base, model = chunk["base"], chunk[MODELS[self.wanted.model]]
+        if compiled := loops(base, model):
+            place = compiled.find(array(base), array(model), size(bits), rank)
+        else:
+            place = int((magnitude(delta(base, model)) == bits).nonzero()[rank - 1])
+        return Cut(bits, block[0] + place + 1)
+
+
+def _longer(old: torch.Tensor, length: int, device: torch.device) -> torch.Tensor:
+    """The same numbers in more memory."""
+    import torch
+
+    new = torch.empty(length, dtype=old.dtype, device=device)
+    new[: len(old)] = old
+    return new
 
 
 def _by_sample(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[Cut] | None:
@@ -204,7 +221,7 @@ def _brackets(chunks: Chunks, wanted: Sequence[_Wanted]) -> list[_Bracket] | Non
         return [_Bracket(0, INFINITE, True, False)] * len(wanted)
     pieces = [[magnitude(delta) for delta in deltas(chunk)] for chunk in chunks(every)]
     drawn_as_is = [torch.cat(model) for model in zip(*pieces, strict=True)]
-    samples = [sample.sort().values for sample in drawn_as_is]
+    samples = [in_order(sample, chunks.count) for sample in drawn_as_is]
     found = []
     for one in wanted:
         sample, share = samples[one.model], one.rank / chunks.count

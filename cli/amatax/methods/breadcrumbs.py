@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk, Chunks, Factor, Share
-from amatax.methods._magnitudes import Cut, part, trimmed
+from amatax.methods._combining import Combining
+from amatax.methods._magnitudes import Cut, Kept, merge_trimmed, part
 from amatax.methods._selection import cuts
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def breadcrumbs(
     Args:
         tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF; 0 is SFT, 1 is RLHF.
-        out: ignored.
+        out: memory for the result, in whose dtype it is then; may be that of a model. Not always used.
         stats: what `prepare` found.
         chunk: where this one stands.
         density: the share of the elements of each tensor's change that is kept.
@@ -51,10 +52,7 @@ def breadcrumbs(
         scale: of both changes together.
 
     Returns:
-        A tensor of the same shape and device, in float32 or wider.
+        `out`, or a tensor of the same shape and device, in float32 or wider.
     """
-    sft, rlhf = (
-        trimmed(tensors, role, chunk.first, bottom, top)
-        for role, (top, bottom) in zip(("sft", "rlhf"), stats, strict=True)
-    )
-    return sft.mul_((1 - ratio) * scale).add_(rlhf, alpha=ratio * scale).add_(tensors["base"].to(sft.dtype))
+    kept = [Kept(top, bottom) for top, bottom in stats]
+    return merge_trimmed(tensors, out, chunk.first, kept, Combining(ratio, scale, elects=False))

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk, Factor, Flag, Seed, Share
-from amatax.methods._consensus import agreed
-from amatax.methods._magnitudes import deltas
-from amatax.methods._random import drop, rescaling
+from amatax.methods._combining import Combining
+from amatax.methods._random import merge_dropped, rescaling
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +32,7 @@ def dare_ties(
     Args:
         tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF: the changes are weighted by 1 - ratio and ratio.
-        out: ignored.
+        out: memory for the result, in whose dtype it is then; may be that of a model. Not always used.
         chunk: where this one stands.
         density: the probability of each element to be kept, in each change by itself.
         rescale: divide what is kept by the density.
@@ -41,8 +40,7 @@ def dare_ties(
         seed: of the drops; they are those of `dare`.
 
     Returns:
-        A tensor of the same shape and device, in float32 or wider.
+        `out`, or a tensor of the same shape and device, in float32 or wider.
     """
-    changes = drop(*deltas(tensors), chunk, density, seed)
     factor = scale * rescaling(density) if rescale else scale
-    return agreed(*changes, ratio, tensors["base"], factor)
+    return merge_dropped(tensors, out, chunk, density, seed, Combining(ratio, factor, elects=True))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunk, Chunks, Factor, Flag, Seed, Share
-from amatax.methods._compiled import array, loops
-from amatax.methods._consensus import agreed
+from amatax.methods._combining import Combining, combined, in_one_pass
+from amatax.methods._compiled import array
 from amatax.methods._magnitudes import deltas, histograms, magnitude
 from amatax.methods._random import NONE, WORD, keep, numbers, pieces
 
@@ -75,7 +75,7 @@ def della(
     Args:
         tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF: the changes are weighted by 1 - ratio and ratio.
-        out: ignored.
+        out: memory for the result, in whose dtype it is then; may be that of a model. Not always used.
         stats: what `prepare` found.
         chunk: where this one stands.
         density: the mean probability of an element to be kept.
@@ -85,20 +85,19 @@ def della(
         seed: of the drops; they depend on it, the tensor's name and the element alone.
 
     Returns:
-        A tensor of the same shape and device, in float32 or wider.
+        `out`, or a tensor of the same shape and device, in float32 or wider.
     """
-    changes = deltas(tensors)
-    if compiled := loops(*changes):
+    how = Combining(ratio, scale, elects=True)
+    (_, start, key), *others = pieces(chunk, len(tensors["base"]), seed)
+    if not others:
         tables = [tuple(map(array, both)) for both in zip(*stats, strict=True)]
-        begin = 0
-        for count, start, key in pieces(chunk, len(changes[0]), seed):
-            some = [change[begin : begin + count] for change in changes]
-            compiled.drop_by_size(*map(array, some), *map(compiled.uint32, (start, key)), *tables)
-            begin += count
-        return agreed(*changes, ratio, tensors["base"], scale)
+        merged = in_one_pass("dropped_by_size", tensors, out, how, start, key, *tables)
+        if merged is not None:
+            return merged
+    changes = deltas(tensors)
     both = numbers(chunk, len(changes[0]), seed, changes[0].device)
     for change, drawn, chances in zip(changes, both, stats, strict=True):
         limits, factors = (table.to(change.device) for table in chances)
         bins = magnitude(change) >> 16
         keep(change, drawn, limits.index_select(0, bins)).mul_(factors.index_select(0, bins))
-    return agreed(*changes, ratio, tensors["base"], scale)
+    return combined(*changes, tensors["base"], how)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunk, Chunks, Factor, Share
-from amatax.methods._consensus import agreed
-from amatax.methods._magnitudes import Cut, part, trimmed
+from amatax.methods._combining import Combining
+from amatax.methods._magnitudes import NOTHING, Cut, Kept, merge_trimmed, part
 from amatax.methods._selection import cuts
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def ties(
     Args:
         tensors: `base`, `sft` and `rlhf`, chunks of one shape and dtype (bfloat16, float32 or float64), on one device.
         ratio: the share of RLHF: the changes are weighted by 1 - ratio and ratio.
-        out: ignored.
+        out: memory for the result, in whose dtype it is then; may be that of a model. Not always used.
         stats: what `prepare` found.
         chunk: where this one stands.
         density: the share of the elements of each tensor's change that is kept: the largest; of equal ones the first.
         scale: of the merged change (lambda in the paper).
 
     Returns:
-        A tensor of the same shape and device, in float32 or wider.
+        `out`, or a tensor of the same shape and device, in float32 or wider.
     """
-    sft, rlhf = (trimmed(tensors, role, chunk.first, cut) for role, (cut,) in zip(("sft", "rlhf"), stats, strict=True))
-    return agreed(sft, rlhf, ratio, tensors["base"], scale)
+    kept = [Kept(NOTHING, bottom) for (bottom,) in stats]
+    return merge_trimmed(tensors, out, chunk.first, kept, Combining(ratio, scale, elects=True))

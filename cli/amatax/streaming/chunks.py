@@ -211,12 +211,12 @@ class Worker:
             for first, raw in self._sparse(part, slot, sources) if sparse else self._dense(part, slot, sources, start):
                 step = early // APART if sparse else early
                 raw = {role: numbers[::step] for role, numbers in raw.items()}
+                if as_is:
+                    yield raw
+                    continue
                 count = min(map(len, raw.values()))
                 for begin in range(0, count, self.block):
                     end = min(count, begin + self.block)
-                    if as_is:
-                        yield {role: numbers[begin:end] for role, numbers in raw.items()}
-                        continue
                     values = self._widened(raw, first, begin, end, compute_dtype(tensor))
                     yield {role: numbers[:: every // early] for role, numbers in values.items()}
 
@@ -358,15 +358,19 @@ class Worker:
         compute, copied = compute_dtype(part.tensor), part.tensor.copy_of
         as_is = self._widens(part) and not part.method.takes_half  # it would round to half precision
         screens = []
-        for begin in range(0, len(out), self.block):
-            end = min(len(out), begin + self.block)
+        step = len(out) if as_is else self.block
+        for begin in range(0, len(out), step):
+            end = min(len(out), begin + step)
             if as_is:
-                merged = self._kernel(part, {r: x[begin:end] for r, x in raw.items()}, None, first + begin, stats)
+                merged = self._kernel(part, raw, out, first, stats)
             else:
                 values = self._widened(raw, first, begin, end, compute)
                 memory = values[self._last(values)]
                 merged = values[copied] if copied else self._kernel(part, values, memory, first + begin, stats)
-            narrowed = merged.to(out.dtype) if self.stream else out[begin:end].copy_(merged)
+            if self.stream:
+                narrowed = merged.to(out.dtype)
+            else:
+                narrowed = out if merged is out else out[begin:end].copy_(merged)
             if self.stream:
                 out[begin:end].copy_(narrowed, non_blocking=True)
             # NaN and infinity stay what they are when they are narrowed; bfloat16 is summed in float32 as it is

@@ -1,8 +1,9 @@
-"""What TIES, DARE-TIES and DELLA do with two changes: elect a sign for each element, and take the mean of those that agree."""
+"""How two changes of the base become one: the weighted sum; or, as TIES does, a sign elected for each element, and the mean of those that agree."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods._compiled import array, loops
 
@@ -10,6 +11,57 @@ if TYPE_CHECKING:
     import torch
 
 TINY = 2.0**-125  # gives a sum of zero its sign; other sums are far larger
+
+
+class Combining(NamedTuple):
+    """What is made of the changes of SFT and RLHF."""
+
+    ratio: float  # the share of RLHF: they are weighted by 1 - ratio and ratio
+    scale: float  # of what comes of them
+    elects: bool  # the mean of those that agree, not the sum
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        return 1 - self.ratio, self.ratio
+
+
+def in_one_pass(
+    loop: str, tensors: Mapping[str, torch.Tensor], out: torch.Tensor | None, how: Combining, *arguments: object
+) -> torch.Tensor | None:
+    """The merged elements by a compiled loop that also takes the changes and what it wants of them; None where torch has to do it.
+
+    Args:
+        loop: its name in `amatax.methods._loops`.
+        tensors: `base`, `sft` and `rlhf`.
+        out: memory for the result, in its dtype; that of a model will do, too.
+        arguments: what the loop takes besides.
+    """
+    import torch
+
+    base = tensors["base"]
+    models = base, tensors["sft"], tensors["rlhf"]
+    compiled = loops(*models)
+    if compiled is None or (how.elects and not 0 < how.ratio < 1):
+        return None
+    if out is None or not loops(out):
+        out = base.new_empty(len(base), dtype=torch.promote_types(base.dtype, torch.float32))
+    weights = how.weights if how.elects else tuple(weight * how.scale for weight in how.weights)
+    getattr(compiled, loop)(*map(array, (*models, out)), (how.elects, *weights, how.scale), *arguments)
+    return out
+
+
+def combined(sft: torch.Tensor, rlhf: torch.Tensor, base: torch.Tensor, how: Combining) -> torch.Tensor:
+    """base + scale * (the weighted sum, or the disjoint mean) of two changes, by torch's operations.
+
+    Args:
+        sft, rlhf: the changes, of one shape; both are used up.
+        base: what they are added to, of their dtype or bfloat16.
+        how: weights, scale, and which of both.
+    """
+    if how.elects:
+        return agreed(sft, rlhf, how.ratio, base, how.scale)
+    one, other = (weight * how.scale for weight in how.weights)
+    return sft.mul_(one).add_(rlhf.mul_(other)).add_(base.to(sft.dtype))
 
 
 def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float, base: torch.Tensor, scale: float) -> torch.Tensor:
@@ -27,9 +79,6 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float, base: torch.Tens
     import torch
 
     weights = 1 - ratio, ratio
-    if 0 < ratio < 1 and (compiled := loops(sft, rlhf, base)):
-        compiled.agree(*map(array, (sft, rlhf, base)), *map(array(sft).dtype.type, (*weights, scale, TINY)))
-        return sft
     total = (sft * weights[0]).add_(rlhf * weights[1])  # each rounded by itself: opposite ones cancel out
     if not 0 < ratio < 1:
         return _weighed(sft, rlhf, weights, total).mul_(scale).add_(base)
