@@ -36,9 +36,10 @@ PAIRS = {
     "dare_ties": Pair("dare_ties", "normalize: true", 1 / 8),
     "ties": Pair("ties", "", 1 / 20),
     "della": Pair("della", "epsilon: 0.1", 1 / 10),
+    "model_stock": Pair("model_stock", "", 1 / 5),
     "breadcrumbs": Pair("breadcrumbs", "gamma: 0.01", 1 / 10),
 }
-DENSITIES = {"breadcrumbs": 0.9, "task_arithmetic": None, "slerp": None}
+DENSITIES = {"breadcrumbs": 0.9, "task_arithmetic": None, "slerp": None, "model_stock": None}
 
 
 def main() -> None:

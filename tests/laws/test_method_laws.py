@@ -45,7 +45,7 @@ def test_at_the_ends_with_everything_kept_it_is_one_of_the_models(method, found,
     near(merge(method, base, sft, rlhf, end, **options), rlhf if end else sft)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", [*ALL, "model_stock"])
 @given(found=triples, ratio=ratios, power=st.integers(-12, 12))
 @settings(max_examples=40)
 def test_a_power_of_two_passes_through(method, found, ratio, power) -> None:
@@ -68,7 +68,7 @@ def test_the_order_of_elements_does_not_matter_where_sizes_differ(method, found,
     assert torch.equal(merge(method, base[order], sft[order], rlhf[order], ratio, **options), want)
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "breadcrumbs", "slerp"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "breadcrumbs", "slerp", "model_stock"])
 @given(found=triples, ratio=st.integers(0, 64).map(lambda n: n / 64))
 @settings(max_examples=60)
 def test_the_other_way_round_with_the_other_share(method, found, ratio) -> None:
@@ -76,7 +76,7 @@ def test_the_other_way_round_with_the_other_share(method, found, ratio) -> None:
     near(merge(method, base, sft, rlhf, ratio), merge(method, base, rlhf, sft, 1 - ratio))
 
 
-@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare", "dare_ties", "della"])
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare", "dare_ties", "della", "model_stock"])
 @given(found=triples, ratio=ratios)
 @settings(max_examples=40)
 def test_what_did_not_change_stays(method, found, ratio) -> None:

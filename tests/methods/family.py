@@ -18,6 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dare_ties": {"density": 0.4, "rescale": False},
     "della": {"density": 0.5, "epsilon": 0.25},
     "breadcrumbs": {"density": 0.7, "gamma": 0.1},
+    "model_stock": {},
     "slerp": {},
     "average": {},
 }

@@ -180,6 +180,16 @@ def test_drops(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, first: int, 
                 assert same(found, merged(method, of_changes(pair), first=first, density=density, seed=7))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_changes_that_are_added(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    kernel = bind("model_stock", {}).kernel
+    for pair in (changes(6, dtype), special(dtype)):
+        models = dict(zip(("base", "sft", "rlhf"), (pair[0].flip(0), *pair), strict=True))
+        found = kernel({role: model.clone() for role, model in models.items()}, 0.3, stats=0.8)
+        with torch_alone(monkeypatch):
+            assert same(found, kernel({role: model.clone() for role, model in models.items()}, 0.3, stats=0.8))
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_number_that_is_the_limit_drops(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
     chunk, place = Chunk("a.weight", 77), 4321

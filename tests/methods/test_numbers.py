@@ -105,6 +105,40 @@ def test_slerp() -> None:
     assert merge("slerp", zero, torch.tensor([0.0, 0.0]), torch.tensor([4.0, 8.0]), 0.25).tolist() == [1.0, 2.0]
 
 
+def test_model_stock() -> None:
+    """Changes at 45 degrees: t = 2 cos / (1 + cos) = 0.828 of the way to their average."""
+    base, t = torch.tensor([1.0, 2.0, 3.0]), 2 * math.sqrt(0.5) / (1 + math.sqrt(0.5))
+    sft, rlhf = base + torch.tensor([1.0, 0.0, 0.0]), base + torch.tensor([1.0, 1.0, 0.0])
+    assert merge("model_stock", base, sft, rlhf, 0.5).tolist() == pytest.approx([1 + t, 2 + t / 2, 3])
+    assert merge("model_stock", base, sft, rlhf, 0.25).tolist() == pytest.approx([1 + t, 2 + t / 4, 3])
+    assert merge("model_stock", base, sft, rlhf, 1.5).tolist() == pytest.approx([1 + t, 2 + t * 1.5, 3])
+    for other in (base - torch.tensor([1.0, 0.5, 0.0]), base + torch.tensor([0.0, 7.0, 1.0]), base):
+        assert torch.equal(merge("model_stock", base, sft, other, 0.5), base)  # apart, at a right angle, unchanged
+    assert merge("model_stock", base, sft, base + 3 * (sft - base), 0.5).tolist() == [
+        3.0,
+        2.0,
+        3.0,
+    ]  # one way: the average
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_model_stock_in_blocks(dtype: torch.dtype) -> None:
+    """By the loop and by torch, against whole tensors in float64."""
+    draws = np.random.default_rng(6)
+    base = draws.normal(0, 0.02, (1 << 17) + 1003)
+    shared = draws.normal(0, 1e-3, len(base))
+    models = [
+        torch.tensor(x).to(dtype) for x in (base, *(base + shared + draws.normal(0, 1e-3, len(base)) for _ in range(2)))
+    ]
+    wide = [m.double() for m in models]
+    one, other = wide[1] - wide[0], wide[2] - wide[0]
+    cosine = float(one @ other / (one.norm() * other.norm()))
+    want = wide[0] + 2 * cosine / (1 + cosine) * (0.7 * one + 0.3 * other)
+    got = merge("model_stock", *models, 0.3)
+    assert 0.45 < cosine < 0.55
+    assert torch.allclose(got.double(), want, rtol=0, atol=2**-9 if dtype is torch.bfloat16 else 2e-8)
+
+
 @pytest.mark.parametrize("method", DELTA)
 def test_everything_kept_and_nothing(method: str) -> None:
     everything = {"della": {"density": 1.0, "epsilon": 0.0}}.get(method, {"density": 1.0})

@@ -1,4 +1,4 @@
-"""slerp's sums: the same bits whatever vectors the processor has."""
+"""The sums of slerp and model_stock: the same bits whatever vectors the processor has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy
 from amatax.methods import _loops
 random = numpy.random.default_rng(0)
 sft, rlhf = random.standard_normal((2, 10_003)).astype(numpy.float32)
-print([number.hex() for number in _loops.products(sft, rlhf)])
+for numbers in (_loops.products(sft, rlhf), _loops.change_products(sft - rlhf / 8, sft, rlhf)):
+    print([number.hex() for number in numbers])
 """
 
 

@@ -52,6 +52,8 @@ from tests.recipes.mergekit_configs import KNOWN, LAYERS, LINEAR, SLERP, config,
             {"method": "della", "density": 0.5, "epsilon": 0.15, "rescale": True, "scale": 1.0},
         ),
         (config("della", "weight: 1", "weight: 1"), {"density": 1.0, "epsilon": 0.0}),
+        (config("model_stock"), {"method": "model_stock", "ratios": 0.5}),
+        (config("model_stock", "weight: 3", "weight: 1"), {"method": "model_stock", "ratios": 0.5}),  # it reads none
         (SLERP + "parameters: {t: 0.3}\n", {"method": "slerp", "ratios": 0.3}),
         (SLERP.replace("base_model: acme/sft", "base_model: acme/rlhf") + "parameters: {t: 0.3}\n", {"ratios": 0.7}),
         (SLERP + "parameters: {t: [{filter: '*', value: 0.2}, {value: 0.9}]}\n", {"ratios": 0.2}),

@@ -75,7 +75,10 @@ LIKE = "merge_method: linear\nparameters: {{weight: 1}}\nslices: [{}]\n"
         ("models: [{model: a/b}]\n", ["`merge_method` is needed"]),
         ("experts: []\nbase_model: a/b\n", ["mergekit-moe"]),
         ("merge_method: tise\nmodels: [{model: a/b}]\n", ["no method 'tise'", "`ties`"]),
-        ("merge_method: model_stock\nmodels: [{model: a/b}]\n", ["`model_stock`", "angle", "the nearest: `merge_method: task_arithmetic`"]),
+        (config("model_stock", top="filter_wise: true"), ["m.yml:", "(parameters.filter_wise)", "every row", "leave it out"]),
+        ("merge_method: model_stock\nbase_model: a/b\nmodels: [{model: c/d}]\n", ["one tuned model", "mergekit refuses this too"]),
+        ("merge_method: model_stock\nmodels: [{model: a/b}, {model: c/d}]\n", ["`base_model` is needed"]),
+        ("merge_method: model_stock\nbase_model: a/b\nmodels: [{model: c/d}, {model: e/f}, {model: g/h}]\n", ["3 models are merged (c/d, e/f, g/h)"]),
         ("merge_method: passthrough\nmodels: [{model: a/b}]\n", ["stacks layers"]),
         ("merge_method: nuslerp\nmodels: [{model: a/b}]\n", ["slerp"]),
         ("merge_method: sce\nmodels: [{model: a/b}]\n", ["no such method here"]),
@@ -153,11 +156,9 @@ def test_what_no_recipe_says_is_refused_with_its_reason(text: str, words: list[s
     assert "m.yml" in message
 
 
-@pytest.mark.parametrize(
-    "nearest", [("breadcrumbs", ""), ("ties", ""), ("della", "normalize: true"), ("task_arithmetic", "")]
-)
+@pytest.mark.parametrize("nearest", [("breadcrumbs", ""), ("ties", ""), ("della", "normalize: true")])
 def test_what_is_named_as_the_nearest_is_a_recipe(nearest: tuple[str, str]) -> None:
-    """Of breadcrumbs_ties, della_linear and model_stock: what their refusals point to is taken as it is written there."""
+    """Of breadcrumbs_ties and della_linear: what their refusals point to is taken as it is written there."""
     method, parameters = nearest
     assert imported(config(method, "weight: 1", "weight: 1", parameters), KNOWN).recipe.merge.method == method
 

@@ -143,6 +143,18 @@ def _change(base: Any, model: Any, out: Any) -> None:
 
 
 @compiled
+def added(base: Any, sft: Any, rlhf: Any, out: Any, how: How) -> None:
+    """Both changes combined."""
+    one, other = changes(base)
+    for begin in range(0, len(base), STEP):
+        end = min(begin + STEP, len(base))
+        b, s, r = base[begin:end], one[: end - begin], other[: end - begin]
+        _change(b, sft[begin:end], s)
+        _change(b, rlhf[begin:end], r)
+        combine(s, r, b, out[begin:end], how)
+
+
+@compiled
 def trimmed(
     base: Any,
     sft: Any,
@@ -369,19 +381,33 @@ def tally(base: Any, model: Any, counts: Any) -> None:
 
 @compiled
 def products(sft: Any, rlhf: Any) -> tuple[float, float, float]:
-    """sft . rlhf, sft . sft and rlhf . rlhf in float64, in many sums side by side: vectors of any width add them up in one order."""
-    both, one, other = zeros(LANES), zeros(LANES), zeros(LANES)
-    whole = len(sft) - len(sft) % LANES
-    for begin in range(0, whole, LANES):
-        some, others = sft[begin : begin + LANES], rlhf[begin : begin + LANES]
-        for j in range(LANES):
-            s, r = float64(wide(some[j])), float64(wide(others[j]))
-            both[j] += s * r
-            one[j] += s * s
-            other[j] += r * r
-    for i in range(whole, len(sft)):
-        s, r = float64(wide(sft[i])), float64(wide(rlhf[i]))
-        both[0] += s * r
-        one[0] += s * s
-        other[0] += r * r
-    return both.sum(), one.sum(), other.sum()
+    """sft . rlhf, sft . sft and rlhf . rlhf in float64."""
+    sums = zeros((3, LANES))
+    for begin in range(0, len(sft), LANES):
+        add_products(sft[begin : begin + LANES], rlhf[begin : begin + LANES], sums)
+    return sums[0].sum(), sums[1].sum(), sums[2].sum()
+
+
+@compiled
+def change_products(base: Any, sft: Any, rlhf: Any) -> tuple[float, float, float]:
+    """The same of both changes."""
+    sums = zeros((3, LANES))
+    one, other = changes(base)
+    for begin in range(0, len(base), LANES):
+        b = base[begin : begin + LANES]
+        s, r = one[: len(b)], other[: len(b)]
+        _change(b, sft[begin : begin + LANES], s)
+        _change(b, rlhf[begin : begin + LANES], r)
+        add_products(s, r, sums)
+    return sums[0].sum(), sums[1].sum(), sums[2].sum()
+
+
+@inner
+def add_products(sft: Any, rlhf: Any, sums: Any) -> None:
+    """Of LANES elements, or the last few: in many sums side by side, so that vectors of any width add them up in one order."""
+    both, one, other = sums[0], sums[1], sums[2]
+    for j in range(len(sft)):
+        s, r = float64(wide(sft[j])), float64(wide(rlhf[j]))
+        both[j] += s * r
+        one[j] += s * s
+        other[j] += r * r

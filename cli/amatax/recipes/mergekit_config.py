@@ -30,10 +30,6 @@ KEYS = (
     "parameters",
 )
 NO_METHOD = {  # mergekit's, and why there is no such recipe
-    "model_stock": (
-        "how far it goes from the base follows from the angle between both changes, in each tensor; a recipe has one `scale`",
-        "the nearest: `merge_method: task_arithmetic` with equal weights",
-    ),
     "passthrough": ("it copies and stacks layers, and merges nothing", "a recipe merges every layer of two siblings"),
     "nuslerp": ("it has weights where slerp has t", "the nearest: `merge_method: slerp`, with t as the second's share"),
 }

@@ -19,6 +19,7 @@ Each = Mapping[str, Mapping[str, Value]]
 OPTIONS = {
     "average": (),
     "slerp": (),
+    "model_stock": (),
     "task_arithmetic": ("scale",),
     "ties": ("density", "scale"),
     "dare": ("density", "rescale", "scale"),
@@ -85,6 +86,9 @@ def method_of(mergekit: str, pair: Pair) -> str:
     if mergekit == "della_linear" and not pair.alone:
         message = "`della_linear` cannot be said in a recipe: `della` always elects signs"
         raise Unsayable("merge_method", message, "the nearest: `merge_method: della` with `normalize: true`")
+    if mergekit == "model_stock" and pair.alone:
+        message = "`model_stock` of one tuned model has no angle between two changes"
+        raise Unsayable("merge_method", message, "mergekit refuses this too")
     return names.get(mergekit, mergekit)
 
 
@@ -104,6 +108,8 @@ def blend(mergekit: str, pair: Pair, base: str | None, shared: Shared, each: Eac
     if mergekit == "slerp":
         t = Fraction(shared["t"])
         return Blend(1 - t if base == pair.rlhf else t)
+    if mergekit == "model_stock":
+        return Blend(_stock(pair, bool(shared["filter_wise"])))
     v, w = (Fraction(each.get(model, {}).get("weight", 0)) for model in pair[:2])
     if mergekit == "linear":
         return Blend(_linear(v, w, bool(shared["normalize"])))
@@ -128,6 +134,14 @@ def blend(mergekit: str, pair: Pair, base: str | None, shared: Shared, each: Eac
         raise ExceptionGroup("no recipe says this", wrong)
     _check_drops(mergekit, options, shared)
     return Blend(ratio, tuple((name, options[name]) for name in OPTIONS[method]))
+
+
+def _stock(pair: Pair, filter_wise: bool) -> Fraction:
+    method_of("model_stock", pair)
+    if filter_wise:
+        message = "`filter_wise` takes the angle of every row: a recipe takes that of the tensor"
+        raise Unsayable("filter_wise", message, "leave it out")
+    return Fraction(1, 2)
 
 
 def _linear(v: Fraction, w: Fraction, normalize: bool) -> Fraction:
@@ -221,6 +235,11 @@ def notes_on(mergekit: str, pair: Pair, options: Mapping[str, Value], dtype: str
         found.append("one tuned model: the base stands in for SFT, and what SFT changed is zero")
     elif METHODS[mergekit].elects:
         found.append("sign election: where both weighted changes cancel out, rounding decides, here and there")
+    if mergekit == "model_stock":
+        found.append(
+            "model_stock: changes that point apart leave the base here, and lead away from both models in mergekit, which also takes "
+            "a product of norms below 1e-6 for 1e-6"
+        )
     if mergekit == "ties" and density < 1:
         found.append(
             "ties: floor(density x n) elements stay, as the density is written; mergekit rounds the product in floating point and "

@@ -20,7 +20,7 @@ from amatax.recipes.schema import Origin
 
 Path_ = tuple[str | int, ...]
 Value = Fraction | bool
-FLAGS = ("normalize", "rescale", "int8_mask")
+FLAGS = ("normalize", "rescale", "int8_mask", "filter_wise")
 LARGEST = 3.4028234663852886e38  # of float32, which mergekit keeps its weights in; sums and quotients of such are still floats
 ANY = (None, "*", "")  # filters that every tensor fits
 
@@ -50,6 +50,7 @@ METHODS: dict[str, Method] = {
     "linear": Method({"normalize": True}, {"weight": None}),
     "slerp": Method({"t": None}, {}),
     "task_arithmetic": _delta(normalize=False, drops=False),
+    "model_stock": Method({"filter_wise": False}, {}),
     "ties": _delta(normalize=True, elects=True),
     "dare_linear": _delta(normalize=False, rescale=True),
     "dare_ties": _delta(normalize=False, rescale=True, elects=True),

@@ -130,7 +130,7 @@ def choose_pair(
                 faults.append(Fault(message, config.where(*part.at), "mergekit refuses this too"))
         if config.base in listed and config.slices[0].models.get(config.base, config.top).at == ("base_model",):
             listed.sort(key=lambda model: model != config.base)  # not listed: it comes first, at t = 0
-    elif len(listed) > 2:
+    elif len(listed) > 2 and "weight" in METHODS[config.method].each:
         every = [v.each for by_place in table.values() for v in by_place.values()]
         listed = [m for m in listed if any(each.get(m, {}).get("weight") for each in every)]
     if len(listed) > 2 and not (config.method == "slerp" and faults):
