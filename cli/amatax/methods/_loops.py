@@ -20,10 +20,8 @@ WORD = 64  # bits of one
 STEP = 1 << 11  # elements of which both changes stay in a core's first cache
 TINY = 2.0**-125  # amatax.methods._combining.TINY
 NAN = uint32(0x7FC00000)  # bits that make any float32 one
-How = tuple[
-    bool, float, float, float
-]  # whether signs are elected, the weights of both changes, the scale of their mean
 LANES = 256  # enough that the checks before a loop of them cost little
+How = tuple[bool, float, float, float]  # are signs elected, both changes' weights, the scale of their mean
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -182,8 +180,8 @@ def dropped(
     rlhf: Any,
     out: Any,
     how: How,
-    start: Any,
-    key: Any,
+    start: int,
+    key: int,
     limit: int,
 ) -> None:
     """Elements of both changes dropped at random, and what is left combined."""
@@ -193,7 +191,7 @@ def dropped(
         b, s, r = base[begin:end], one[: end - begin], other[: end - begin]
         _change(b, sft[begin:end], s)
         _change(b, rlhf[begin:end], r)
-        drop(s, r, uint32(begin), start, key, limit)
+        drop(s, r, uint32(begin), uint32(start), uint32(key), int32(limit))
         combine(s, r, b, out[begin:end], how)
 
 
@@ -204,8 +202,8 @@ def dropped_by_size(
     rlhf: Any,
     out: Any,
     how: How,
-    start: Any,
-    key: Any,
+    start: int,
+    key: int,
     limits: tuple[Any, Any],
     factors: tuple[Any, Any],
 ) -> None:
@@ -216,16 +214,16 @@ def dropped_by_size(
         b, s, r = base[begin:end], one[: end - begin], other[: end - begin]
         _change(b, sft[begin:end], s)
         _change(b, rlhf[begin:end], r)
-        drop_by_size(s, r, uint32(begin), start, key, limits, factors)
+        drop_by_size(s, r, uint32(begin), uint32(start), uint32(key), limits, factors)
         combine(s, r, b, out[begin:end], how)
 
 
 @inner
-def drop(sft: Any, rlhf: Any, first: Any, start: Any, key: Any, limit: int) -> None:
+def drop(sft: Any, rlhf: Any, first: Any, start: Any, key: Any, limit: Any) -> None:
     """Times zero, in place, what is not below the limit."""
     zero = sft.dtype.type(0)
     for i in range(len(sft)):
-        x, y = numbers(first + uint32(i), start, key)
+        x, y = numbers(uint32(first + uint32(i)), start, key)
         s, r = sft[i], rlhf[i]
         sft[i] = s if x < limit else s * zero
         rlhf[i] = r if y < limit else r * zero
@@ -237,7 +235,7 @@ def drop_by_size(
 ) -> None:
     zero = sft.dtype.type(0)
     for i in range(len(sft)):
-        x, y = numbers(first + uint32(i), start, key)
+        x, y = numbers(uint32(first + uint32(i)), start, key)
         s, r = sft[i], rlhf[i]
         a, b = bits(s) >> 16, bits(r) >> 16
         sft[i] = (s if x < limits[0][a] else s * zero) * factors[0][a]
