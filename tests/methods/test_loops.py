@@ -129,6 +129,27 @@ def test_memory_for_the_result(method: str, read: torch.dtype, written: torch.dt
     assert found is memory or memory is None or bool((memory == 7).all())
 
 
+@pytest.mark.parametrize("method", ["ties", "dare", "dare_ties"])
+def test_no_change_has_no_sign(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Zeros of unlike sign on a base of -0: 0 in every element, by vectors, one by one, and by the loop."""
+    sft = torch.tensor([0.0, -0.0, 0.0, -0.0, 1e-40]).repeat(COUNT // 5 + 1)[:COUNT]
+    rlhf = torch.tensor([0.0, 0.0, -0.0, -0.0, -1e-40]).repeat(COUNT // 5 + 1)[:COUNT]
+    stats, options = ([(NOTHING,), (NOTHING,)], {}) if method == "ties" else (None, {"density": 0.0})
+    models = torch.full((COUNT,), -0.0), sft, rlhf
+    for ratio in (0.4, 1.2):
+        found = merged(method, models, ratio, stats=stats, **options)
+        assert not found.view(torch.int32).any()
+        with torch_alone(monkeypatch):
+            assert not merged(method, models, ratio, stats=stats, **options).view(torch.int32).any()
+
+
+def test_the_sample_stays_as_it_was_drawn() -> None:
+    """How unlike its rows are is told from it after it was sorted."""
+    sample = torch.tensor([3, 1, 2], dtype=torch.int32)
+    assert compiled.in_order(sample, compiled.MANY).tolist() == [1, 2, 3]
+    assert sample.tolist() == [3, 1, 2]
+
+
 def test_special_numbers_in_bfloat16() -> None:
     numbers = torch.cat([SPECIAL, torch.tensor([3.3895e38, 1 + 2**-8, 1 + 3 * 2**-8, 1e-40, -1e-40, torch.nan])])
     numbers = numbers.repeat(compiled.MANY // len(numbers) + 1)
@@ -270,6 +291,27 @@ for _ in range(2):
 _loops.change(*map(compiled.array, (y, x, z)))
 assert z.tolist() == [-3.0] * compiled.MANY
 """
+
+
+NO_JIT = """
+import torch
+from amatax.methods import _compiled as compiled, bind, Chunk
+torch.manual_seed(0)
+models = {role: torch.randn(compiled.MANY).bfloat16() for role in ("base", "sft", "rlhf")}
+out = torch.empty(compiled.MANY, dtype=torch.bfloat16)
+print(bind("dare_ties", {}).kernel(models, 0.4, out, chunk=Chunk("a", 0)).bfloat16().view(torch.int16).sum())
+"""
+
+
+def test_without_the_compiler_torch_does_it() -> None:
+    """By NUMBA_DISABLE_JIT the loops would be plain Python, which takes bfloat16's bits for numbers."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", NO_JIT], env={**os.environ, **env}, capture_output=True, check=True
+        ).stdout
+        for env in ({}, {"NUMBA_DISABLE_JIT": "1"})
+    ]
+    assert said[0] == said[1]
 
 
 def run_with_cache(folder: Path, *arguments: str) -> None:

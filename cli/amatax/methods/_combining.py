@@ -61,14 +61,15 @@ def combined(sft: torch.Tensor, rlhf: torch.Tensor, base: torch.Tensor, how: Com
     if how.elects:
         return agreed(sft, rlhf, how.ratio, base, how.scale)
     one, other = (weight * how.scale for weight in how.weights)
-    return sft.mul_(one).add_(rlhf.mul_(other)).add_(base.to(sft.dtype))
+    return sft.mul_(one).add_(rlhf.mul_(other)).add_(0.0).add_(base.to(sft.dtype))
 
 
 def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float, base: torch.Tensor, scale: float) -> torch.Tensor:
     """base + scale * the disjoint mean (arXiv 2306.01708, Section 4.2) of two changes weighted by 1 - ratio and ratio.
 
     The elected sign is that of the weighted sum; of a sum of zero it is plus. The weighted changes of that sign are summed up and
-    divided by the sum of their weights; a change of zero, such as a dropped one, agrees with nothing. Where none agrees: zero.
+    divided by the sum of their weights; a change of zero, such as a dropped one, agrees with nothing. Where none agrees: zero, and of
+    zeros always the positive one (the smaller of 0 and -0 is either, in torch).
 
     Args:
         sft, rlhf: the changes, of one shape; both are used up.
@@ -81,12 +82,12 @@ def agreed(sft: torch.Tensor, rlhf: torch.Tensor, ratio: float, base: torch.Tens
     weights = 1 - ratio, ratio
     total = (sft * weights[0]).add_(rlhf * weights[1])  # each rounded by itself: opposite ones cancel out
     if not 0 < ratio < 1:
-        return _weighed(sft, rlhf, weights, total).mul_(scale).add_(base)
+        return _weighed(sft, rlhf, weights, total).mul_(scale).add_(0.0).add_(base)
     # where both have one sign the mean is the weighted sum; else it is the change of the elected sign, the larger or the smaller one
     # (comparisons and masks cost torch several times what arithmetic does: here a quotient by zero says "else")
     smaller, larger = torch.minimum(sft, rlhf), torch.maximum(sft, rlhf)
     alike = torch.threshold_(sft.sign_().mul_(rlhf.sign_()), 0.5, 0.0)
-    return total.masked_fill_(total == 0, TINY).div_(alike).clamp_(smaller, larger).mul_(scale).add_(base)
+    return total.masked_fill_(total == 0, TINY).div_(alike).clamp_(smaller, larger).mul_(scale).add_(0.0).add_(base)
 
 
 def _weighed(sft: torch.Tensor, rlhf: torch.Tensor, weights: tuple[float, float], total: torch.Tensor) -> torch.Tensor:

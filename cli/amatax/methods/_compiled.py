@@ -24,10 +24,12 @@ def loops(*tensors: torch.Tensor) -> Any:
 @cache
 def _module() -> Any:
     try:
+        import numba
+
         from amatax.methods import _loops
     except ImportError:
         return None
-    return _loops
+    return None if getattr(numba.config, "DISABLE_JIT", 0) else _loops  # Python would take bfloat16's bits for numbers
 
 
 def in_order(sample: torch.Tensor, count: int) -> torch.Tensor:

@@ -282,7 +282,7 @@ def combine(sft: Any, rlhf: Any, base: Any, out: Any, how: How) -> None:
     for i in range(0 if elects else len(sft)):
         sft[i] = sft[i] * one + rlhf[i] * other
     for i in range(len(sft)):
-        put(out, i, sft[i] + wide(base[i]))
+        put(out, i, (sft[i] + zero) + wide(base[i]))  # no change has no sign
 
 
 @compiled

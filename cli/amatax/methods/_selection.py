@@ -179,6 +179,7 @@ class _Tally:
         base, model = chunk["base"], chunk[MODELS[self.wanted.model]]
         if compiled := loops(base, model):
             place = compiled.find(array(base), array(model), size(bits), rank)
+            assert place < len(base), "the tensor has changed between two readings"
         else:
             place = int((magnitude(delta(base, model)) == bits).nonzero()[rank - 1])
         return Cut(bits, block[0] + place + 1)

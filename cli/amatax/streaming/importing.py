@@ -24,8 +24,7 @@ def importing_torch() -> Iterator[None]:
     """Around the import of torch: quietly, and Ctrl-C waits for its end.
 
     An exception in the middle of torch's C++ part ends the process with SIGABRT. With `merges_only`, the parts that a merge
-    does not use are left out, a third of the time: numpy, and the shape rules for tensors without data. numba, which may come
-    later, does without scipy.
+    does not use are left out, a third of the time: numpy, and the shape rules for tensors without data.
     """
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -34,7 +33,6 @@ def importing_torch() -> Iterator[None]:
             if merges_only and "torch" not in sys.modules and "numpy" not in sys.modules:
                 import_when_used("torch._meta_registrations")
                 sys.modules["numpy"] = None  # type: ignore[assignment]  # what Python has for "there is none"
-                sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # for good: numba would take BLAS from it
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
