@@ -141,18 +141,6 @@ def _change(base: Any, model: Any, out: Any) -> None:
 
 
 @compiled
-def added(base: Any, sft: Any, rlhf: Any, out: Any, how: How) -> None:
-    """Both changes combined."""
-    one, other = changes(base)
-    for begin in range(0, len(base), STEP):
-        end = min(begin + STEP, len(base))
-        b, s, r = base[begin:end], one[: end - begin], other[: end - begin]
-        _change(b, sft[begin:end], s)
-        _change(b, rlhf[begin:end], r)
-        combine(s, r, b, out[begin:end], how)
-
-
-@compiled
 def trimmed(
     base: Any,
     sft: Any,

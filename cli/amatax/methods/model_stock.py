@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from amatax.methods import Chunks
-from amatax.methods._combining import Combining, combined, in_one_pass
+from amatax.methods._combining import Combining
 from amatax.methods._compiled import array, loops
-from amatax.methods._magnitudes import deltas
+from amatax.methods._magnitudes import EVERYTHING, NOTHING, Kept, deltas, merge_trimmed
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,5 @@ def model_stock(
     Returns:
         `out`, or a tensor of the same shape and device, in float32 or wider.
     """
-    how = Combining(ratio, stats, elects=False)
-    merged = in_one_pass("added", tensors, out, how)
-    return merged if merged is not None else combined(*deltas(tensors), tensors["base"], how)
+    whole = Kept(NOTHING, EVERYTHING)
+    return merge_trimmed(tensors, out, 0, [whole, whole], Combining(ratio, stats, elects=False))
