@@ -1,7 +1,9 @@
 """What kernels do with every element, in one compiled loop: for tensors on the CPU, where there is numba.
 
 torch goes through memory once for each operation, and a dozen of them take several times as long as the loop. The results are the same,
-bit for bit: each rounding is torch's own, and no product is fused with a sum. (`products` sums up in another order.)
+bit for bit: each rounding is torch's own, and no product is fused with a sum. (Products are summed up in another order.)
+
+All of them are in this file, and constants that stand elsewhere too: numba keeps what it has compiled until this file changes, and knows of no other.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ def changes(base: Any) -> Any:
 
 @overload(changes)
 def _changes(base: Any) -> Any:
-    number = float32 if base.dtype == numba.types.uint16 else float64 if base.dtype == numba.types.float64 else float32
+    number = float64 if base.dtype == numba.types.float64 else float32
 
     def both(base: Any) -> Any:
         return empty(STEP, number), empty(STEP, number)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from amatax.methods import Chunks
 from amatax.methods._combining import Combining
-from amatax.methods._compiled import array, loops
-from amatax.methods._magnitudes import EVERYTHING, NOTHING, Kept, deltas, merge_trimmed
+from amatax.methods._magnitudes import EVERYTHING, NOTHING, Kept, merge_trimmed
+from amatax.methods._products import products
 
 if TYPE_CHECKING:
     import torch
@@ -19,20 +19,11 @@ WIDENS = True
 
 
 def prepare(chunks: Chunks, ratio: float) -> float:
-    """How far to go: 2 cos / (1 + cos) of the angle between both changes of the tensor (Eq. 5, of two models).
+    """How far to go: 2 cos / (1 + cos) of the angle between both changes of the tensor: the paper's ratio, of two models.
 
     0 where the changes point apart, or one of them is zero: the base stays.
     """
-    import torch
-
-    sums = torch.zeros(3, dtype=torch.float64)  # sft . rlhf, sft . sft and rlhf . rlhf, of the changes
-    for chunk in chunks():
-        if compiled := loops(*(chunk[role] for role in NEEDS)):
-            sums += torch.tensor(compiled.change_products(*(array(chunk[role]) for role in NEEDS)), dtype=torch.float64)
-            continue
-        sft, rlhf = (change.double() for change in deltas(chunk))
-        sums += torch.stack([sft @ rlhf, sft @ sft, rlhf @ rlhf]).cpu()
-    dot, one, other = sums.tolist()
+    dot, one, other = products(chunks, changes=True)
     size = math.sqrt(one) * math.sqrt(other)
     cosine = min(max(dot / size, 0.0), 1.0) if 0 < size < math.inf else 0.0
     return 2 * cosine / (1 + cosine)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amatax.methods import Chunks
-from amatax.methods._compiled import array, loops
+from amatax.methods._products import products
 from amatax.methods.average import average
 
 if TYPE_CHECKING:
@@ -59,27 +59,12 @@ def prepare(chunks: Chunks, ratio: float) -> Weights | None:
 
     sin((1 - ratio) * angle) / sin(angle) and sin(ratio * angle) / sin(angle).
     """
-    dot, one, other = _products(chunks)
+    dot, one, other = products(chunks)
     size = math.sqrt(one) * math.sqrt(other)
     if not 0 < size < math.inf or abs(dot) > PARALLEL * size:
         return None
     angle = math.acos(dot / size)
     return Weights(math.sin((1 - ratio) * angle) / math.sin(angle), math.sin(ratio * angle) / math.sin(angle))
-
-
-def _products(chunks: Chunks) -> tuple[float, float, float]:
-    """sft . rlhf, sft . sft and rlhf . rlhf, in float64: no number of threads shows in the weights, and no device but in the last bit."""
-    import torch
-
-    sums = torch.zeros(3, dtype=torch.float64)
-    for chunk in chunks():
-        if compiled := loops(chunk["sft"], chunk["rlhf"]):
-            sums += torch.tensor(compiled.products(*(array(chunk[role]) for role in NEEDS)), dtype=torch.float64)
-            continue
-        sft, rlhf = (chunk[role].double() for role in NEEDS)
-        sums += torch.stack([sft @ rlhf, sft @ sft, rlhf @ rlhf]).cpu()
-    dot, one, other = sums.tolist()
-    return dot, one, other
 
 
 def slerp(
