@@ -15,7 +15,7 @@ from amatax.fitting import search as module
 from amatax.fitting.likelihood import Measured
 from amatax.fitting.optimum import Function, Optimum
 from amatax.fitting.passes import Passes
-from amatax.fitting.problem import Problem
+from amatax.fitting.problem import Keep, Problem
 from amatax.fitting.samples import Sample
 from amatax.fitting.search import search
 from amatax.fitting.variables import Variables
@@ -117,3 +117,36 @@ def test_a_descent_that_only_passes_by_goes_on() -> None:
     with pytest.raises(module._JoinedError):
         away([0.45, 0.55])
     assert away([0.3, 0.7])[0] > 0  # too far to tell
+
+
+class Kept(Landscape):
+    """Every sample of `keep` minds one block, one in eight so much that it is most of the divergence."""
+
+    def measured(
+        self, part: str, values: Sequence[float], *, gradient: bool = False, end: float | None = None
+    ) -> Measured:
+        if not part.startswith("keep"):
+            return super().measured(part, values, gradient=gradient, end=end)
+        point = np.array(values if end is None else [end] * len(values))
+        block = np.array([sample.ids[1] % 3 for sample in self.parts[part]])
+        weight = np.array([8.0 if sample.ids[1] % 8 == 0 else 0.1 for sample in self.parts[part]])
+        slope = np.bincount(block, weight * point[block], len(point)) / len(block)
+        found = Measured(
+            torch.tensor(weight * point[block] ** 2 / 2),
+            torch.ones(len(block), dtype=torch.float64),
+            torch.tensor(slope) if gradient else None,
+        )
+        self.journal.asked.setdefault(part, {})[tuple(values) if end is None else str(end)] = found
+        return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_few_that_are_kept_are_enough_for_a_divergence_that_lies_in_few_samples(seed: int) -> None:
+    problem = Kept(bowl(np.eye(3) * 1e-3, np.array([0.2, 0.5, 0.8])), 3, 0.5)
+    kept = [Sample([0, number], 1, "") for number in range(400)]
+    problem.parts["keep"] = kept
+    best, _ = search(problem, 0.5, Keep(kept, [], weight=1.0), 0.0, None, seed)
+    (few,) = (part for part in problem.parts if part.startswith("keep:"))
+    point = [0.2, 0.5, 0.8]
+    assert problem.measured(few, point).mean == pytest.approx(problem.measured("keep", point).mean, rel=0.25)
+    assert best.values == pytest.approx([0.5] * 3, abs=0.02)

@@ -133,3 +133,23 @@ def test_what_a_value_says_is_left_on_a_line_takes_another_value(bend: float) ->
     assert (counted.gradients, counted.values) == (1, 2)
     assert found.value <= best.value + tolerance
     assert found.path == sorted(found.path, reverse=True)
+
+
+@pytest.mark.parametrize("times", [5, 20])
+def test_one_that_bends_far_too_much_along_a_valley_does_not_make_it_crawl(times: float) -> None:
+    """Few samples can be so: each step is then a fraction of what is left, and gains next to nothing."""
+    along = np.array([1, 0, -1]) / np.sqrt(2)
+
+    def valley(size: float) -> Function:
+        def function(values: list[float]) -> tuple[float, list[float]]:
+            away = np.array(values) - [0.7, 0.2, 0.3]
+            hessian = 0.5 * np.eye(3) + (size - 0.5) * np.outer(along, along)
+            return float(away @ hessian @ away / 2), (hessian @ away).tolist()
+
+        return function
+
+    counted, start, tolerance = Counted(valley(0.02)), [0.45, 0.2, 0.55], 1e-6
+    cheap = valley(0.02 * times)
+    found = minimise_by(cheap, counted.full, counted.alone, start, [1 / 3] * 3, 0.4, tolerance=tolerance, most=100)
+    assert found.value <= 2 * tolerance
+    assert counted.gradients <= 4

@@ -12,6 +12,7 @@ from amatax.fitting.problem import Keep, Problem
 from amatax.fitting.surrogate import minimise_by
 
 FEW, MOST, SHARE = 32, 512, 10  # samples that the look sees: at least, at most, and between them one in so many
+FEW_KEPT = 128  # at least, of those that are kept: most of a divergence is in few samples
 NEAR = 0.1  # means that are no farther apart share an optimum, mostly
 SAME = 1e-9
 STARTS, STARTS_AFTER = 3, 2  # rough descents, of a first mean and of one far from the last
@@ -57,10 +58,10 @@ def search(
     problem.watcher.say("a first look around")
     for model in (0.0, 1.0, None):  # the report needs these; the few samples are chosen to agree with them
         problem.measured("fit", uniform, end=model)
-    few, few_kept = _few(problem, "fit", seed), "keep"
+    few, few_kept = _few(problem, "fit", FEW, seed), "keep"
     if keep is not None:
         problem.measured("keep", uniform)
-        few_kept = _few(problem, "keep", seed)
+        few_kept = _few(problem, "keep", FEW_KEPT, seed)
     optima, spread = _look_around(problem, goal, (few, few_kept), uniform, level, bound, begin)
 
     problem.watcher.say("fitting")
@@ -74,9 +75,9 @@ def search(
     return end, len(optima)
 
 
-def _few(problem: Problem, part: str, seed: int) -> str:
+def _few(problem: Problem, part: str, least: int, seed: int) -> str:
     """The name of a part of few samples that stand for all of another."""
-    return problem.few(part, min(max(FEW, len(problem.parts[part]) // SHARE), MOST), seed)
+    return problem.few(part, min(max(least, len(problem.parts[part]) // SHARE), MOST), seed)
 
 
 def _look_around(

@@ -1,7 +1,8 @@
 """The minimum of a dear function by way of a cheap one, which is made to agree with it where the dear one was asked last.
 
 The cheap one gets the linear term by which its gradient differs there: an additive correction of first order, as surrogates of variable
-fidelity are managed (Alexandrov, Lewis, Gumbert, Green and Newman, Journal of Aircraft 38, 2001). How it bends it knows by itself.
+fidelity are managed (Alexandrov, Lewis, Gumbert, Green and Newman, Journal of Aircraft 38, 2001). How it bends it knows by itself, until
+the dear one's gradients at two points say otherwise: then it gets a quadratic term as well, by symmetric updates of rank one.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from amatax.fitting.optimum import AT_BOUND, Function, Optimum, falls, feasible, minimise
+from amatax.fitting.optimum import AT_BOUND, SHORTEST, Function, Optimum, falls, feasible, minimise
 
 NEARLY = 20  # times the tolerance: a gain that is foreseen to be less is taken without another gradient
 KEPT = 0.6  # share of the foreseen gain that such a step must bring, and as much more at most: a quarter of it is left then
 ON_A_LINE = 1000  # instead of NEARLY where one direction is free: there the value tells how much is left
+STEEPEST = 0.01  # cosine of the angle between a step and what the gradients miss there, at least
 LEFT = 5  # times the tolerance, which may be left then
 ROUNDS = 10
 
@@ -45,6 +47,7 @@ def minimise_by(
         curvature: what is known of the Hessian.
     """
     point, points, path = feasible(start, shares, alpha), [], []
+    tilts, bend = [], np.zeros((len(point), len(point)))
     for _ in range(ROUNDS):
         here, slope = function(point)
         path.append(here)
@@ -52,8 +55,11 @@ def minimise_by(
         if len(path) > 1 and here > path[-2]:  # the cheap one misled
             break
         there, own = cheap(point)
-        tilted = _tilted(cheap, [a - b for a, b in zip(slope, own, strict=True)], point)
-        step = minimise(tilted, point, shares, alpha, tolerance=tolerance, most=most, curvature=curvature)
+        tilts.append(np.array(slope) - own)
+        if len(points) > 1:
+            bend = _secant(bend, np.subtract(point, points[-2]), tilts[-1] - tilts[-2])
+        corrected = _corrected(cheap, tilts[-1], bend, point)
+        step = minimise(corrected, point, shares, alpha, tolerance=tolerance, most=most, curvature=curvature)
         curvature, foreseen = step.curvature, there - step.value
         if foreseen < tolerance:
             if curvature is None and falls(point, slope, shares, alpha) > tolerance:  # nothing was learnt: not the end
@@ -99,12 +105,22 @@ def _left(kept: float) -> float:
     return 1 / _bend(kept) - kept
 
 
-def _tilted(function: Function, tilt: list[float], about: Sequence[float]) -> Function:
-    """f(a) + tilt . (a - about)."""
+def _secant(bend: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """The matrix that takes the step to the change, as near to `bend` (SR1: Nocedal and Wright, 6.24), where rounding does not decide it."""
+    miss = change - bend @ step
+    size = np.linalg.norm(step)
+    if size < SHORTEST or abs(miss @ step) <= STEEPEST * np.linalg.norm(miss) * size:
+        return bend
+    return bend + np.outer(miss, miss) / (miss @ step)
+
+
+def _corrected(function: Function, tilt: np.ndarray, bend: np.ndarray, about: Sequence[float]) -> Function:
+    """f(a) + tilt . s + s . bend s / 2, with s = a - about."""
 
     def evaluate(values: list[float]) -> tuple[float, list[float]]:
         value, slope = function(values)
-        lift = sum(t * (v - a) for t, v, a in zip(tilt, values, about, strict=True))
-        return value + lift, [s + t for s, t in zip(slope, tilt, strict=True)]
+        step = np.subtract(values, about)
+        lift = float(tilt @ step + step @ bend @ step / 2)
+        return value + lift, (np.array(slope) + tilt + bend @ step).tolist()
 
     return evaluate
