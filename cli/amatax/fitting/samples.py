@@ -61,7 +61,7 @@ def tokenize(
     if cut:
         notes.append(f"{cut} samples are longer than {max_length} tokens: cut there")
     if lost:
-        notes.append(f"{lost} of them have no response left, and are not used")
+        notes.append(f"nothing of the response is left in {lost} of them: not used")
     if not samples:
         raise DataError(f"no sample has a response within {max_length} tokens", "raise --max-length")
     return samples, notes
