@@ -119,6 +119,18 @@ def test_a_descent_that_only_passes_by_goes_on() -> None:
     assert away([0.3, 0.7])[0] > 0  # too far to tell
 
 
+@pytest.mark.parametrize("size", [1.0, 0.1, 0.03, 0.01])
+@pytest.mark.parametrize("centre", [[0.1, 0.2, 0.9], [0.8, 0.3, 0.1], [0.5, 0.05, 0.6], [-0.2, 0.5, 0.9]])
+def test_a_weak_signal_is_followed_to_its_end(size: float, centre: list[float]) -> None:
+    """Models that differ little: all that the ratios can change is a few 1e-4 nats, and the fit ends as near the best."""
+    function = bowl(size * np.diag([0.04, 0.1, 0.06]), np.array(centre))
+    best, _, problem = found(function, 0.4, None)
+    grid = [[i / 50, j / 50, 1.2 - i / 50 - j / 50] for i in range(51) for j in range(51)]
+    heights = [function(point)[0] for point in grid if 0 <= point[2] <= 1]
+    assert best.value - min(heights) <= 2e-3 * (max(heights) - min(heights))
+    assert len({tuple(point) for point in problem.gradients}) <= 40
+
+
 class Kept(Landscape):
     """Every sample of `keep` minds one block, one in eight so much that it is most of the divergence."""
 

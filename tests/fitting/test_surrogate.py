@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from amatax.fitting.optimum import Function, minimise
-from amatax.fitting.surrogate import minimise_by
+from amatax.fitting.surrogate import _corrected, _secant, minimise_by
 from tests.fitting.test_optimum import best_on_faces, bowl, random_bowl
 
 TOLERANCE = 1e-7
@@ -153,3 +153,39 @@ def test_one_that_bends_far_too_much_along_a_valley_does_not_make_it_crawl(times
     found = minimise_by(cheap, counted.full, counted.alone, start, [1 / 3] * 3, 0.4, tolerance=tolerance, most=100)
     assert found.value <= 2 * tolerance
     assert counted.gradients <= 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_gradients_told_of_the_bend_is_kept(seed: int) -> None:
+    """A symmetric matrix is known when as many steps as it has rows have told of it; earlier steps stay right."""
+    drawn = np.random.default_rng(seed)
+    factor, bend = drawn.normal(size=(3, 3)), np.zeros((3, 3))
+    wanted = factor + factor.T
+    steps = drawn.normal(size=(3, 3))
+    for i, step in enumerate(steps):
+        bend = _secant(bend, step, wanted @ step)
+        assert np.allclose(bend, bend.T)
+        assert np.allclose(bend @ steps[: i + 1].T, wanted @ steps[: i + 1].T)
+    assert np.allclose(bend, wanted)
+
+
+def test_steps_that_tell_nothing_leave_the_bend_as_it_was() -> None:
+    bend, step = np.diag([2.0, 1.0]), np.array([0.5, 0.0])
+    for here, change in (
+        (step, bend @ step),  # what was known already
+        (step, bend @ step + [0.0, 1.0]),  # what is missed stands upright on the step
+        (step * 1e-4, [1.0, 0.0]),  # so short that rounding decides
+    ):
+        assert np.array_equal(_secant(bend, here, np.array(change)), bend)
+    down = _secant(bend, step, np.array([-3.0, 0.0]))  # it may bend downwards
+    assert np.allclose(down @ step, [-3.0, 0.0])
+
+
+def test_the_gradient_of_the_corrected_one() -> None:
+    tilt, bend, about = np.array([0.3, -0.2]), np.array([[2.0, 0.5], [0.5, -1.0]]), [0.4, 0.6]
+    corrected = _corrected(bowl(np.diag([1.0, 3.0]), np.array([0.1, 0.2])), tilt, bend, about)
+    point, size = [0.7, 0.1], 1e-6
+    for i, slope in enumerate(corrected(point)[1]):
+        ends = [corrected([v + sign * size * (i == j) for j, v in enumerate(point)])[0] for sign in (1, -1)]
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * size), rel=1e-6)
+    assert corrected(about)[0] == pytest.approx(bowl(np.diag([1.0, 3.0]), np.array([0.1, 0.2]))(about)[0])

@@ -22,6 +22,7 @@ PATIENCE = 6  # evaluations without a gain after which a descent ends
 ALIKE = 2e-4  # points that differ by less are one: at a bound SLSQP goes to and fro between such
 SHORTEST = 1e-3  # step that tells a curvature: the gradients have the rounding of float32
 FLATTEST = 1e-2  # the least curvature that is believed, of the largest
+FIRST_STEP = 0.02  # length of a descent's first step, at least, where nothing is known of the curvature
 AT_BOUND = 1e-6  # nearer to 0 or 1 than this a ratio lies there
 SAME = 0.05  # two optima are one if no ratio differs by more
 
@@ -85,7 +86,8 @@ def minimise(
         raise AmataxError(message, "allow more with --max-kl, or leave alpha free")
     value, point, slope = trace.best
     known = curvature is not None and limit is None
-    if known and falls(point, slope, shares, alpha) > tolerance:  # it was wrong, and ended the descent too early
+    bend = first_bend(trace.seen[0][2], shares, alpha)
+    if known and falls(point, slope, shares, alpha, bend) > tolerance:  # it was wrong, and ended the descent too early
         _slsqp(trace, point, None, most)
         value, point, _ = trace.best
     path = [seen for seen, _, _ in trace.seen]
@@ -132,15 +134,20 @@ def _slsqp(trace: _Trace, begin: np.ndarray, curvature: np.ndarray | None, most:
     """One run, along axes in which the Hessian is the identity as far as it is known: SLSQP takes it for that at first."""
     from scipy import optimize
 
-    axes = _unit_curvature(curvature) if curvature is not None else np.eye(len(begin))
     weights, alpha, limit = trace.weights, trace.alpha, trace.limit
     trace.idle = 0
+    first: tuple[float, np.ndarray] | None = None
+    if curvature is not None:
+        axes = _unit_curvature(curvature)
+    else:
+        first = trace.evaluate(begin)
+        axes = np.eye(len(begin)) / np.sqrt(first_bend(first[1], weights, alpha))
 
     def ratios(y: Any) -> Any:
         return np.clip(begin + axes @ y, 0, 1)
 
     def evaluate(y: Any) -> tuple[float, Any]:
-        value, slope = trace.evaluate(ratios(y))
+        value, slope = first if first is not None and not y.any() else trace.evaluate(ratios(y))
         return value, axes.T @ slope
 
     constraints: list[dict[str, Any]] = [
@@ -236,12 +243,22 @@ def apart(one: Sequence[float], other: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
+def first_bend(slope: Sequence[float] | np.ndarray, shares: Sequence[float] | np.ndarray, alpha: float | None) -> float:
+    """A curvature for a first step down the gradient: 1, or less for a weak signal, whose step would come to nothing."""
+    along, normal = np.array(slope, dtype=float), np.array(shares, dtype=float)
+    if alpha is not None and normal.any():
+        along = along - normal * (normal @ along) / (normal @ normal)
+    size = float(np.linalg.norm(along))
+    return min(1.0, size / FIRST_STEP) or 1.0
+
+
 def falls(
     point: Sequence[float] | np.ndarray,
     slope: Sequence[float] | np.ndarray,
     shares: Sequence[float],
     alpha: float | None,
+    bend: float = 1.0,
 ) -> float:
-    """How much a feasible step down the gradient gains along the tangent."""
-    step = np.array(feasible(list(np.array(point) - np.array(slope)), shares, alpha)) - np.array(point)
+    """How much a feasible step down the gradient gains along the tangent; by so much more as the function bends less than 1."""
+    step = np.array(feasible(list(np.array(point) - np.array(slope) / bend), shares, alpha)) - np.array(point)
     return -float(np.array(slope) @ step)

@@ -19,7 +19,8 @@ STARTS, STARTS_AFTER = 3, 2  # rough descents, of a first mean and of one far fr
 JOINED = (
     0.1  # a rough descent that comes so near to an optimum that was seen, on its way down to it, ends there as well
 )
-ROUGH = 1e-4  # nats per token: where a rough descent stops
+ROUGH = 1e-4  # nats per token: where a rough descent stops, or
+ROUGH_SHARE = 5e-3  # at this share of what the ratios can change, if that is less
 FINE = 1e-4  # where the fit stops: this share of what the ratios can change
 FINEST = 1e-6  # and never finer, in nats per token: float32 tells no less than 1e-7 apart
 ROUGH_STEPS, FINE_STEPS = 20, 60
@@ -101,6 +102,9 @@ def _look_around(
         return beyond, value(point)[0]
 
     looks = sorted((standing(point), point) for point in corners(len(shares), shares, level))
+    heights = [height for (_, height), _ in looks]
+    spread = max(heights) - min(heights)
+    rough = min(ROUGH, max(ROUGH_SHARE * spread, FINEST))
     starts = [uniform, *(point for _, point in looks if apart(point, uniform) > SAME)][:STARTS]
     if begin is not None:
         old = feasible(begin.values, shares, alpha)
@@ -113,11 +117,10 @@ def _look_around(
         with suppress(AmataxError, _JoinedError):  # AmataxError: nothing within the bound was found from there
             descent = _until_joined(goal(*parts), found, JOINED * min(1, 2 * level, 2 * (1 - level)))
             found.append(
-                minimise(descent, start, shares, alpha, tolerance=ROUGH, most=ROUGH_STEPS, limit=limit, curvature=known)
+                minimise(descent, start, shares, alpha, tolerance=rough, most=ROUGH_STEPS, limit=limit, curvature=known)
             )
             known = found[-1].curvature
-    heights = [height for (_, height), _ in looks]
-    return distinct(found), max(heights) - min(heights)
+    return distinct(found), spread
 
 
 def _until_joined(function: Function, found: list[Optimum], reach: float) -> Function:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from amatax.fitting.optimum import AT_BOUND, SHORTEST, Function, Optimum, falls, feasible, minimise
+from amatax.fitting.optimum import AT_BOUND, SHORTEST, Function, Optimum, falls, feasible, first_bend, minimise
 
 NEARLY = 20  # times the tolerance: a gain that is foreseen to be less is taken without another gradient
 KEPT = 0.6  # share of the foreseen gain that such a step must bring, and as much more at most: a quarter of it is left then
@@ -47,11 +47,12 @@ def minimise_by(
         curvature: what is known of the Hessian.
     """
     point, points, path = feasible(start, shares, alpha), [], []
-    tilts, bend = [], np.zeros((len(point), len(point)))
+    slopes, tilts, bend = [], [], np.zeros((len(point), len(point)))
     for _ in range(ROUNDS):
         here, slope = function(point)
         path.append(here)
         points.append(point)
+        slopes.append(slope)
         if len(path) > 1 and here > path[-2]:  # the cheap one misled
             break
         there, own = cheap(point)
@@ -62,8 +63,9 @@ def minimise_by(
         step = minimise(corrected, point, shares, alpha, tolerance=tolerance, most=most, curvature=curvature)
         curvature, foreseen = step.curvature, there - step.value
         if foreseen < tolerance:
-            if curvature is None and falls(point, slope, shares, alpha) > tolerance:  # nothing was learnt: not the end
-                break
+            flat = first_bend(slopes[0], shares, alpha)
+            if curvature is None and falls(point, slope, shares, alpha, flat) > tolerance:
+                break  # nothing was learnt: not the end
             return Optimum(point, here, len(points), path, curvature)
         line = _one_direction(point, step.values, shares, alpha)
         if foreseen < (ON_A_LINE if line else NEARLY) * tolerance:
