@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amatax import api
-from amatax.commands.fit_ratios import trace_lines
+from amatax.commands.fit_ratios import report_lines, trace_lines
 from amatax.errors import AmataxError
 from amatax.fitting.bootstrap import Interval
 from amatax.fitting.fit import fit
@@ -55,6 +55,24 @@ def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple
     assert total / count == pytest.approx(rows["tax-aware"].kl, rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.01, 0.3, 3.0])
+def test_the_plain_row_is_a_plain_fit(
+    samples: list[Sample], merged: tuple[Variables, MergedModel], weight: float
+) -> None:
+    """However far the tax-aware fit is from it: else the tax would seem to cost nothing."""
+    variables, model = merged
+    data, kept = samples[:8], samples[12:18]
+
+    def fitted(keep: Keep | None) -> Fit:
+        return fit(model, variables, data, [], 0.4, Passes(None, {}), watcher=api.Watcher(), keep=keep)
+
+    plain, aware = fitted(None), fitted(Keep(kept, [], weight=weight))
+    rows = {row.name: row for row in aware.tradeoff}
+    assert rows["plain"].nll <= plain.fitted.fitted + 2e-5
+    assert rows["plain"].nll <= rows["tax-aware"].nll
+    assert rows["plain"].kl >= rows["tax-aware"].kl
+
+
 def test_one_block_at_a_held_mean_is_refused_beyond_the_bound(distilled: Path, tmp_path: Path) -> None:
     """Nothing is left to fit, and the bound still has to hold."""
     wish = {"data": distilled, "keep": distilled, "alpha": 0.9, "blocks": 1, "holdout": 0.0}
@@ -88,6 +106,10 @@ def test_several_bounds_are_traced(tmp_path: Path) -> None:
             bound=bound,
         )
         fits.append(Fitted(tmp_path / f"f-kl{bound}.yaml", one, {}))
+    assert "verdict of the NLL alone: not tested: no part of the data was held out" in report_lines(fits[0])
+    assert any("-0.1000 (-0.2000 to -0.0500)" in line for line in report_lines(fits[0]))
+    part.gain = Interval(-1e-5, -2e-5, -0.5e-5)
+    assert any("-1.0e-05 (-2.0e-05 to -5.0e-06)" in line for line in report_lines(fits[0]))
     shown = [line.split() for line in trace_lines(fits)[3:]]
     assert [row[2:4] for row in shown if row] == [[b, n] for b in ("0.02,", "0.1,") for n in ("uniform", "tax-aware")]
     assert trace_lines(fits[:1]) == []

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from amatax.fitting.result import Part
 
 ENDS = (0.0, 1.0)
+TINY = 5e-4  # nats: of a difference that is less, four decimals do not say much
 WORDS = {
     "better": "better than {} on prompts that were not fitted",
     "worse": "worse than {} on prompts that were not fitted: use that",
@@ -163,10 +164,11 @@ def recorded_lines(record: dict[str, Any]) -> list[str]:
     """A fit that had been finished before, for people; nothing of what somebody has made of its record since."""
     lines = []
     with suppress(AttributeError, KeyError, TypeError, ValueError):
+        against = "uniform averaging" if "keep" not in record else "the uniform average beside it"
         for part, nll in record["nll"].items():
             name = part.replace("_", " ")
-            lines.append(f"  {name}: NLL {nll['fitted']:.4f} nats per token, {nll['uniform']:.4f} by uniform averaging")
-        lines.append(f"  {WORDS[record['verdict']].format('uniform averaging')}")
+            lines.append(f"  {name}: NLL {nll['fitted']:.4f} nats per token, {nll['uniform']:.4f} by {against}")
+        lines.append(f"  {WORDS[record['verdict']].format(against)}")
     return lines
 
 
@@ -199,7 +201,10 @@ def report_lines(fitted: Fitted) -> list[str]:
     if found.held_out is not None:
         table.append(_part_row("held out", found.held_out))
     against = "uniform" if not found.found_alpha else "the uniform average of the same divergence"
-    lines += ["", *columns(table, right=(1, 2, 3, 4)), "", f"verdict: {WORDS[found.verdict].format(against)}"]
+    words, of = WORDS[found.verdict].format(against), ""
+    if found.tradeoff and not found.found_alpha:  # uniform averaging may change more of what SFT answers
+        words, of = words.removesuffix(": use that"), " of the NLL alone"
+    lines += ["", *columns(table, right=(1, 2, 3, 4)), "", f"verdict{of}: {words}"]
     if found.tradeoff:
         rows = [["", "alpha", "NLL on the RLHF data", "KL(SFT || merged)"]]
         rows += [[t.name, f"{t.alpha:.4g}", f"{t.nll:.4f}", f"{t.kl:.4f}"] for t in found.tradeoff]
@@ -227,8 +232,9 @@ def trace_lines(fits: Sequence[Fitted]) -> list[str]:
 def _part_row(name: str, part: Part) -> list[str]:
     numbers = [f"{value:.4f}" for value in (part.sft, part.rlhf, part.uniform, part.fitted)]
     gain = part.gain
+    form = "+.1e" if 0 < max(abs(gain.low), abs(gain.high)) < TINY else "+.4f"
     return [
         f"{name} ({part.samples} samples, {part.tokens} tokens)",
         *numbers,
-        f"{gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})",
+        f"{gain.value:{form}} ({gain.low:{form}} to {gain.high:{form}})",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -18,7 +19,7 @@ from amatax.fitting.problem import Keep, Problem
 from amatax.fitting.result import Fit, Part, Tradeoff
 from amatax.fitting.samples import Sample
 from amatax.fitting.sampling import Watching
-from amatax.fitting.search import FINE_STEPS, ROUGH, search
+from amatax.fitting.search import FINE_STEPS, FINEST, search
 from amatax.fitting.variables import PLACES, Variables, exact_mean
 
 
@@ -93,6 +94,7 @@ def fit(
             known=problem.asked("fit"),
             precise=merged.compute.itemsize >= torch.float32.itemsize,
         )
+    tradeoff = _tradeoff(problem, values, uniform, alpha, seed) if keep is not None else []
     held_out = _part(problem, "held", values, uniform, seed) if held else None
     return Fit(
         alpha=alpha,
@@ -107,10 +109,11 @@ def fit(
         descent=best,
         own_optimum=own,
         found_alpha=bound is not None,
-        tradeoff=_tradeoff(problem, values, uniform, alpha) if keep is not None else [],
+        tradeoff=tradeoff,
         bound=keep.most if keep else None,
         weight=keep.weight if keep else None,
         passes=problem.made,
+        notes=_kept_notes(problem, values) if keep is not None else [],
     )
 
 
@@ -145,10 +148,24 @@ def _part(problem: Problem, part: str, values: Sequence[float], uniform: Sequenc
     )
 
 
-def _tradeoff(problem: Problem, values: list[float], uniform: list[float], alpha: float) -> list[Tradeoff]:
+def _kept_notes(problem: Problem, values: list[float]) -> list[str]:
+    """On how many kept prompts the divergence was told."""
+    fitted, held = len(problem.parts["keep"]), len(problem.parts["keep held"])
+    there = problem.measured("keep", values).mean
+    if not held:
+        return [f"KL is that of the {fitted} kept samples that were fitted: none was held out"]
+    return [f"KL is that of {held} kept samples that were not fitted; on the {fitted} that were it is {there:.4f}"]
+
+
+def _tradeoff(problem: Problem, values: list[float], uniform: list[float], alpha: float, seed: int) -> list[Tradeoff]:
     """A tax-aware fit beside the models, the uniform average, and a fit that knows nothing of the tax."""
     problem.watcher.say("a plain fit at the same mean, to compare with")
-    plain = minimise(problem.objective("fit"), values, problem.shares, alpha, tolerance=ROUGH, most=FINE_STEPS).values
+    plainly = replace(problem, alpha=alpha)
+    best, _ = search(plainly, alpha, None, 0.0, None, seed)
+    if problem.measured("fit", values).mean < best.value:  # the tax led to a better place
+        goal = plainly.objective("fit")
+        best = minimise(goal, values, problem.shares, alpha, tolerance=FINEST, most=FINE_STEPS)
+    plain, problem.made = exact_mean(best.values, problem.variables.shares, alpha), plainly.made
     data = "held" if problem.parts["held"] else "fit"
     kept = "keep held" if problem.parts["keep held"] else "keep"
     found = []

@@ -23,7 +23,7 @@ def draw(found: Fit, path: Path) -> None:
     for i, interval in enumerate(found.intervals):
         if interval is not None:
             ratios.plot([i, i], [interval.low, interval.high], color="black", linewidth=1.5)
-    ratios.axhline(found.alpha, color="grey", linestyle="--", linewidth=1, label=f"uniform, alpha {found.alpha:g}")
+    ratios.axhline(found.alpha, color="grey", linestyle="--", linewidth=1, label=f"mean {found.alpha:g}")
     ratios.set_xticks(list(places), found.names, rotation=45 if len(found.names) > 6 else 0)
     ratios.set_ylim(0, 1)
     ratios.set_ylabel("share of RLHF (95 % interval)")
@@ -36,9 +36,12 @@ def draw(found: Fit, path: Path) -> None:
         color="#4c72b0",
         label="fit",
     )
-    path_axes.axhline(found.fitted.uniform, color="grey", linestyle="--", linewidth=1, label="uniform")
     path_axes.set_xlabel("evaluation of the last descent")
-    path_axes.set_ylabel("NLL, nats per response token (fitted part)")
+    if found.own_optimum:
+        path_axes.axhline(found.fitted.uniform, color="grey", linestyle="--", linewidth=1, label="uniform")
+        path_axes.set_ylabel("NLL, nats per response token (fitted part)")
+    else:  # with a tax, a bound or a penalty, which uniform's NLL knows nothing of
+        path_axes.set_ylabel("what is minimised, nats per response token (fitted part)")
     path_axes.legend(frameon=False)
     figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
 
