@@ -135,6 +135,28 @@ def test_what_a_value_says_is_left_on_a_line_takes_another_value(bend: float) ->
     assert found.path == sorted(found.path, reverse=True)
 
 
+@pytest.mark.parametrize("seed", [2, 10, 101, 124])
+def test_a_last_step_speaks_for_no_other_direction(seed: int) -> None:
+    """Bowls a thousand times as steep one way as another, the cheap one half of it another's: its last gain is nearly there, and more is left elsewhere."""
+    count, alpha, tolerance = 9, 0.6, 1e-5
+    drawn = np.random.default_rng(seed)
+
+    def steep() -> tuple[np.ndarray, np.ndarray]:
+        axes = np.linalg.qr(drawn.normal(size=(count, count)))[0]
+        return 0.2 * axes @ np.diag(10 ** drawn.uniform(-3, 0, count)) @ axes.T, drawn.uniform(-0.3, 1.3, count)
+
+    (one, centre), (other, away) = steep(), steep()
+    counted = Counted(bowl(one, centre))
+    cheap = bowl((one + other) / 2, np.linalg.solve(one + other, one @ centre + other @ away))
+    start, shares = [alpha] * count, [1 / count] * count
+    found = minimise_by(cheap, counted.full, counted.alone, start, shares, alpha, tolerance=tolerance, most=100)
+    best = min(
+        minimise(counted.function, begin, shares, alpha, tolerance=1e-13, most=400).value
+        for begin in (start, found.values)
+    )
+    assert found.value <= best + 12 * tolerance
+
+
 @pytest.mark.parametrize("times", [5, 20])
 def test_one_that_bends_far_too_much_along_a_valley_does_not_make_it_crawl(times: float) -> None:
     """Few samples can be so: each step is then a fraction of what is left, and gains next to nothing."""

@@ -14,7 +14,8 @@ import numpy as np
 from amatax.fitting.optimum import AT_BOUND, SHORTEST, Function, Optimum, falls, feasible, first_bend, minimise
 
 NEARLY = 20  # times the tolerance: a gain that is foreseen to be less is taken without another gradient
-KEPT = 0.6  # share of the foreseen gain that such a step must bring, and as much more at most: a quarter of it is left then
+KEPT = 0.9  # share of the foreseen gain that such a step must bring, and as much more at most: it speaks for one direction alone
+KEPT_ON_A_LINE = 0.6  # where there is no other: a quarter of the gain is left then
 ON_A_LINE = 1000  # instead of NEARLY where one direction is free: there the value tells how much is left
 STEEPEST = 0.01  # cosine of the angle between a step and what the gradients miss there, at least
 LEFT = 5  # times the tolerance, which may be left then
@@ -33,8 +34,8 @@ def minimise_by(
     most: int,
     curvature: np.ndarray | None = None,
 ) -> Optimum:
-    """Descend from one start; ends about LEFT tolerances from the minimum at most, if the functions are parabolas there and the last
-    step meets no bound that the dear one would leave; nearer if the cheap one is right.
+    """Descend from one start; ends about LEFT tolerances from the minimum at most, if the functions are parabolas there, alike in the
+    directions that no step took, and the last step meets no bound that the dear one would leave; nearer if the cheap one is right.
 
     Args:
         cheap: a function like f, and its gradient.
@@ -71,7 +72,8 @@ def minimise_by(
         if foreseen < (ON_A_LINE if line else NEARLY) * tolerance:
             reached, _ = value(step.values)
             kept = (here - reached) / foreseen
-            if KEPT < kept < 2 - KEPT:
+            least = KEPT_ON_A_LINE if line else KEPT
+            if least < kept < 2 - least:
                 path.append(reached)
                 if not line or _left(kept) * foreseen < LEFT * tolerance:
                     return Optimum(step.values, reached, len(points), path, curvature)
