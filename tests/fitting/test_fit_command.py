@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from amatax import api
 from amatax.errors import OutputError
@@ -159,8 +160,9 @@ def test_a_journal_is_one_runs_own(tmp_path: Path) -> None:
         (["--data", "D.jsonl", "--regulariser", "nan"], ["a regulariser of nan"]),
         (["--data", "D.jsonl", "--blocks", "10"], ["10 blocks for a model of 9 layers"]),
         (["--data", "D.jsonl", "--holdout", "1"], ["held-out share of 1"]),
-        (["--data", "one.jsonl"], ["1 prompts cannot be split"]),
-        (["--data", "D.jsonl", "--max-length", "3"], ["no sample has a response within 3 tokens"]),
+        (["--data", "one.jsonl"], ["one.jsonl: 1 prompts cannot be split"]),
+        (["--data", "D.jsonl", "--keep", "one.jsonl", "--max-kl", "1"], ["one.jsonl: 1 prompts cannot be split"]),
+        (["--data", "D.jsonl", "--max-length", "3"], ["D.jsonl: no sample has a response within 3 tokens"]),
         (["--data", "D.jsonl", "-o", "taken.yaml"], ["taken.yaml exists", "--overwrite"]),
         (["--data", "D.jsonl", "-o", "no/where.yaml"], ["no such folder"]),
         (["--data", "D.jsonl", "--device", "cuda"], ["--device cuda"]),
@@ -214,3 +216,28 @@ def test_tokenizers_that_differ(distilled: Path, tmp_path: Path) -> None:
     assert done.code == 2, done.err
     assert "no chat template" in done.err
     assert "--raw" in done.err
+
+
+@pytest.mark.parametrize("role", ["sft", "rlhf"])
+def test_a_likelihood_that_is_no_number_names_the_model(distilled: Path, tmp_path: Path, role: str) -> None:
+    for one in ("sft", "rlhf"):
+        shutil.copytree(FAMILY / one, tmp_path / one)
+    (path,) = (tmp_path / role).glob("*.safetensors")
+    tensors = load_file(path)
+    name = next(name for name in tensors if "mlp" in name)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    (tmp_path / "r.yaml").write_text("models: {sft: ./sft, rlhf: ./rlhf}\n")
+    done = run_amatax("fit-ratios", "r.yaml", "--data", str(distilled), "-o", "f.yaml", cwd=tmp_path)
+    assert done.code == 2, done.err
+    assert f"of {role} alone, the likelihood of 19 of 19 responses is no number (nan)" in done.err
+    assert not (tmp_path / "f.yaml").exists()
+
+
+def test_what_is_cut_is_said(distilled: Path, tmp_path: Path) -> None:
+    wish = {"data": distilled, "alpha": 0.4, "blocks": 1, "holdout": 0.0}
+    whole = api.fit_ratios(RECIPE, tmp_path / "whole.yaml", **wish)
+    assert not any("longer than" in note for note in whole.notes)
+    cut = api.fit_ratios(RECIPE, tmp_path / "cut.yaml", max_length=22, **wish)
+    assert any(note.endswith("samples are longer than 22 tokens: cut there") for note in cut.notes)
+    assert cut.fits[0].fit.fitted.tokens < whole.fits[0].fit.fitted.tokens

@@ -20,12 +20,13 @@ from amatax.fitting.optimum import Optimum
 from amatax.fitting.passes import Passes
 from amatax.fitting.picture import draw_front
 from amatax.fitting.problem import Keep
+from amatax.fitting.records import read_records
 from amatax.fitting.result import Fit, Part, Tradeoff
-from amatax.fitting.samples import Sample
+from amatax.fitting.samples import Sample, tokenize
 from amatax.fitting.variables import Variables
 from amatax.recipes.schema import Ratios
 from tests.conftest import run_amatax
-from tests.fitting.conftest import RECIPE
+from tests.fitting.conftest import FAMILY, RECIPE
 
 
 def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple[Variables, MergedModel]) -> None:
@@ -151,3 +152,33 @@ def test_faults_of_a_tax_aware_fit(distilled: Path, tmp_path: Path, arguments: l
     assert done.code == 2, done.err
     assert all(word in done.err for word in words), done.err
     assert "->" in done.err
+
+
+def test_what_is_kept_is_kept_by_what_is_written(distilled: Path, tmp_path: Path) -> None:
+    """The KL in the report is that of the folder that `merge` writes, loaded with transformers, one sample after another."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    models = {role: str(FAMILY / role) for role in ("sft", "rlhf")}
+    recipe = {"models": models, "output": {"dtype": "float32"}}
+    kept = tmp_path / "K.jsonl"
+    kept.write_text("".join(line + "\n" for line in (FAMILY / "data" / "keep.jsonl").read_text().splitlines()[:6]))
+    wish = {"data": distilled, "keep": kept, "alpha": 0.4, "keep_weight": 1.0, "blocks": 2, "holdout": 0.0}
+    (fitted,) = api.fit_ratios(recipe, tmp_path / "f.yaml", **wish).fits
+    (said,) = (row.kl for row in fitted.fit.tradeoff if row.name == "tax-aware")
+    assert fitted.fit.notes == ["KL is that of the 6 kept samples that were fitted: none was held out"]
+    api.merge(tmp_path / "f.yaml", tmp_path / "out")
+
+    sft, merged = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (FAMILY / "sft", tmp_path / "out")
+    )
+    records, _ = read_records(kept, responses=True)
+    total, count = 0.0, 0
+    for sample in tokenize(records, AutoTokenizer.from_pretrained(FAMILY / "sft"), raw=False)[0]:
+        with torch.no_grad():
+            before, after = (model(torch.tensor([sample.ids])).logits[0].log_softmax(-1) for model in (sft, merged))
+        response = slice(sample.start - 1, len(sample.ids) - 1)
+        total += float((before.exp() * (before - after))[response].sum())
+        count += len(sample.ids) - sample.start
+    assert said > 1e-4
+    assert said == pytest.approx(total / count, rel=1e-3)

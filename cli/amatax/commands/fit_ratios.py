@@ -51,7 +51,9 @@ def run(
     free_head: bool = typer.Option(False, "--free-head", help="Fit the head's ratio too, outside the mean."),
     weigh_by_layers: bool = typer.Option(False, "--weigh-by-layers", help="Blocks count by layers in the mean."),
     holdout: str = typer.Option(
-        "", help="The share of the prompts that is never fitted, or a JSONL file. Default: 0.2.", show_default=False
+        "",
+        help="The share of the prompts (kept ones, too) that is never fitted, or a JSONL file for --data. Default: 0.2.",
+        show_default=False,
     ),
     max_length: int = typer.Option(2048, help="Tokens of a sample; longer ones are cut.", min=2),
     max_bad: float = typer.Option(0.0, help="The share of bad lines that are skipped.", min=0.0, max=1.0),

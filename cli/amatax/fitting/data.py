@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,16 +81,27 @@ def fit_data(
             path = answers(recipe, path, "rlhf" if name == "data" else "sft", options, target, watcher)
         records, notes = read_records(path, responses=True, most_bad=options.most_bad)
         found.files[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        samples, cut = tokenize(records, tokenizer, raw=options.raw, max_length=options.tokens)
-        found.notes += [*notes, *cut]
-        if name == "data":
-            found.notes += _same_tokens(plan.checkpoints, records, options)
-            found.train, found.held = _split(samples, holdout(recipe, source, options), options, tokenizer, found.notes)
-        else:  # a held-out file is the data's
-            wish = holdout(recipe, source, options)
-            share = DEFAULT_HOLDOUT if isinstance(wish, Path) else wish
-            found.keep, found.keep_held = _split(samples, share, options, tokenizer, found.notes)
+        wish = holdout(recipe, source, options)
+        with _named(path):
+            samples, cut = tokenize(records, tokenizer, raw=options.raw, max_length=options.tokens)
+            found.notes += [*notes, *cut]
+            if name == "data":
+                found.notes += _same_tokens(plan.checkpoints, records, options)
+                found.train, found.held = _split(samples, wish, options, tokenizer, found.notes)
+            else:  # a held-out file is the data's
+                share = DEFAULT_HOLDOUT if isinstance(wish, Path) else wish
+                found.keep, found.keep_held = _split(samples, share, options, tokenizer, found.notes)
     return found
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What is wrong with data names their file: there may be two."""
+    try:
+        yield
+    except DataError as error:
+        message = error.message if path.name in error.message else f"{path.name}: {error.message}"
+        raise DataError(message, error.hint) from None
 
 
 def data_files(recipe: Recipe, source: Path | None, options: FitOptions) -> dict[str, tuple[Path, bool]]:

@@ -98,9 +98,9 @@ def measure(
         torch.distributed.all_reduce(sums)
         torch.distributed.all_reduce(slope)
     if not sums.isfinite().all():
-        bad = int((~sums.isfinite()).nonzero()[0])
+        bad = sums[~sums.isfinite()]
         raise NonFiniteError(
-            f"the likelihood of sample {bad + 1} is {float(sums[bad])}",
+            f"the likelihood of {len(bad)} of {len(sums)} responses is no number ({float(bad[0])})",
             "do SFT and RLHF give finite logits there? `--compute float32` has more range than float16",
         )
     return Measured(sums, tokens, slope / tokens.sum() if gradient else None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from amatax.errors import NonFiniteError
 from amatax.fitting.few import balanced
 from amatax.fitting.likelihood import Measured, measure
 from amatax.fitting.merged_model import MergedModel
@@ -65,22 +66,30 @@ class Problem:
     def measured(
         self, part: str, values: Sequence[float], *, gradient: bool = False, end: float | None = None
     ) -> Measured:
-        """One pass over a part at the unknowns' values, or, with `end` 0 or 1, at one of the two models."""
+        """One pass over a part at the unknowns' values, or, with `end` 0 or 1, at one of the two models.
+
+        Raises:
+            NonFiniteError: if a likelihood is no number.
+        """
 
         def run() -> Measured:
             self.made += gradient
             with torch.no_grad():
                 self.merged.variables.copy_(torch.tensor(list(values), dtype=torch.float64))
             self.watcher.start(len(self.parts[part]))
-            return measure(
-                self.merged,
-                self.parts[part],
-                None if end is None else self.merged.everywhere(end),
-                gradient=gradient,
-                divergence=part.startswith("keep"),
-                batch_tokens=self.batch_tokens,
-                advance=self._advance,
-            )
+            try:
+                return measure(
+                    self.merged,
+                    self.parts[part],
+                    None if end is None else self.merged.everywhere(end),
+                    gradient=gradient,
+                    divergence=part.startswith("keep"),
+                    batch_tokens=self.batch_tokens,
+                    advance=self._advance,
+                )
+            except NonFiniteError as error:
+                model = "the merged model" if end is None else f"{where} alone"
+                raise NonFiniteError(f"of {model}, {error.message}", error.hint) from None
 
         where = list(values) if end is None else "sft" if end == 0 else "rlhf"
         return self.journal.measured(part, where, gradient, run)
