@@ -133,18 +133,19 @@ def test_gradients_are_those_of_the_straightforward_way(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("wishes", [{}, {"groups": True, "free_head": True}], ids=["blocks", "groups and head"])
-def test_gradients_are_finite_differences(tmp_path: Path, name: str, wishes: dict[str, bool]) -> None:
+@pytest.mark.parametrize("divergence", [False, True], ids=["NLL", "KL"])
+def test_gradients_are_finite_differences(tmp_path: Path, name: str, wishes: dict[str, bool], divergence: bool) -> None:
     recipe = siblings_of(tmp_path, name)
     _, variables, merged = load(recipe, torch.float64, **wishes)
     data = samples(vocabulary(recipe))
     values = [0.9, 0.2, 0.6, 0.7, 0.35][: len(variables.names)]
-    slope = measure(at(merged, values), data, gradient=True).gradient
+    slope = measure(at(merged, values), data, gradient=True, divergence=divergence).gradient
     assert slope is not None
     for i in range(len(values)):
 
         def beside(steps: int, i: int = i) -> float:
             moved = [v + steps * 0.02 * (i == j) for j, v in enumerate(values)]
-            return measure(at(merged, moved), data).mean
+            return measure(at(merged, moved), data, divergence=divergence).mean
 
         # five points: transformers runs its norms in float32, whose noise a smaller step would show
         want = (8 * (beside(1) - beside(-1)) - (beside(2) - beside(-2))) / (12 * 0.02)
@@ -185,13 +186,14 @@ def test_half_precision_where_a_cpu_only_imitates_it(tmp_path: Path, monkeypatch
     assert merged_weights._widen_if_slow(factor.double()).dtype == torch.float64
 
 
-def test_batches_and_order_change_nothing_but_rounding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("divergence", [False, True], ids=["NLL", "KL"])
+def test_batches_and_order_change_nothing_but_rounding(tmp_path: Path, divergence: bool) -> None:
     recipe = siblings_of(tmp_path, "llama")
     _, _, merged = load(recipe, torch.float64)
     data = samples(vocabulary(recipe))
-    one = measure(at(merged, [0.9, 0.2]), data, gradient=True)
+    one = measure(at(merged, [0.9, 0.2]), data, gradient=True, divergence=divergence)
     for others, tokens in ((data, 1), (data, 30), (data[::-1], 4096)):
-        found = measure(merged, others, gradient=True, batch_tokens=tokens)
+        found = measure(merged, others, gradient=True, batch_tokens=tokens, divergence=divergence)
         assert found.mean == pytest.approx(one.mean, rel=1e-9)
         assert torch.allclose(found.gradient, one.gradient, rtol=1e-6)
 
