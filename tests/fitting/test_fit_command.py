@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -46,6 +47,31 @@ def test_from_data_to_a_merged_folder(distilled: Path, tmp_path: Path) -> None:
     assert nll_of_fitted_part(tmp_path / "out", distilled) == pytest.approx(
         found["fitted"]["fitted"], rel=3e-3
     )  # the folder is rounded to bf16
+
+
+@pytest.mark.parametrize(
+    ("wishes", "layers"),
+    [
+        (["--blocks", "1", "--groups", "attention,mlp"], None),
+        (["--blocks", "1", "--free-head"], None),
+        (["--blocks", "2", "--weigh-by-layers"], [4, 5]),
+    ],
+    ids=["groups", "free head", "by layers"],
+)
+def test_every_shape_of_ratios_is_fitted_and_merged(
+    distilled: Path, tmp_path: Path, wishes: list[str], layers: list[int] | None
+) -> None:
+    """The mean that is held is the one that was asked for, and the written folder has the NLL of the report."""
+    done = run_amatax("fit-ratios", RECIPE, "-o", "fitted.yaml", "--data", distilled, *wishes, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    (found,) = done.json["fits"]
+    inside = [value for name, value in zip(found["names"], found["values"], strict=True) if name != "head"]
+    assert np.average(inside, weights=layers) == pytest.approx(0.4, abs=1e-9)
+    assert ("head" in found["names"]) == ("--free-head" in wishes)
+    assert found["fitted"]["fitted"] < found["fitted"]["uniform"]
+    assert run_amatax("merge", "fitted.yaml", "out", cwd=tmp_path).code == 0
+    said = pytest.approx(found["fitted"]["fitted"], rel=3e-3)  # the folder is rounded to bf16
+    assert nll_of_fitted_part(tmp_path / "out", distilled) == said
 
 
 def test_a_killed_fit_continues(distilled: Path, tmp_path: Path) -> None:
