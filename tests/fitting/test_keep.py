@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amatax import api
-from amatax.commands.fit_ratios import report_lines, trace_lines
+from amatax.commands.fit_ratios import recorded_lines, report_lines, trace_lines
 from amatax.errors import AmataxError
 from amatax.fitting.bootstrap import Interval
 from amatax.fitting.fit import fit
@@ -114,6 +114,8 @@ def test_several_bounds_are_traced(tmp_path: Path) -> None:
     shown = [line.split() for line in trace_lines(fits)[3:]]
     assert [row[2:4] for row in shown if row] == [[b, n] for b in ("0.02,", "0.1,") for n in ("uniform", "tax-aware")]
     assert trace_lines(fits[:1]) == []
+    record = {"nll": {"held_out": {"uniform": 0.4, "fitted": 0.3}}, "verdict": "better", "compared_with": "another"}
+    assert recorded_lines(record)[0] == "  held out: NLL 0.3000 nats per token, 0.4000 by another"
     draw_front([fitted.fit for fitted in fits], tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

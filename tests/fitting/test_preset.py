@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +106,13 @@ def test_too_little_memory_is_told_before_the_models_are_loaded(
         api.fit_ratios(RECIPE, tmp_path / "f.yaml", data=few, device="cpu")
     assert "--shard" in (caught.value.hint or "")
 
+    def told(**wishes: Any) -> float:
+        with pytest.raises(AmataxError) as caught:
+            api.fit_ratios(RECIPE, tmp_path / "f.yaml", data=few, device="cpu", batch_tokens=10**6, **wishes)
+        return float(re.findall(r"tokens (\d+\.\d)\)", str(caught.value))[0])
+
+    assert told(keep=few, keep_weight=1.0) > told()
+
 
 def test_the_estimate_is_what_a_pass_takes(few: Path) -> None:
     """Within a factor of two of what autograd keeps for one batch."""
@@ -129,6 +138,8 @@ def test_the_estimate_is_what_a_pass_takes(few: Path) -> None:
     told = estimate.activation_bytes(config, 256, torch.float32, checkpointing=False)
     assert told / 2 < sum(sizes.values()) < told * 2
     assert estimate.activation_bytes(config, 256, torch.float32, checkpointing=True) < told
+    kept = estimate.activation_bytes(config, 256, torch.float32, checkpointing=False, divergence=True)
+    assert kept - told == 2 * 4 * 256 * config.vocab_size  # measured: 1.95 such copies more
     del loss
 
 

@@ -166,7 +166,7 @@ def recorded_lines(record: dict[str, Any]) -> list[str]:
     """A fit that had been finished before, for people; nothing of what somebody has made of its record since."""
     lines = []
     with suppress(AttributeError, KeyError, TypeError, ValueError):
-        against = "uniform averaging" if "keep" not in record else "the uniform average beside it"
+        against = str(record.get("compared_with", "uniform averaging"))
         for part, nll in record["nll"].items():
             name = part.replace("_", " ")
             lines.append(f"  {name}: NLL {nll['fitted']:.4f} nats per token, {nll['uniform']:.4f} by {against}")
@@ -176,6 +176,8 @@ def recorded_lines(record: dict[str, Any]) -> list[str]:
 
 def report_lines(fitted: Fitted) -> list[str]:
     """A fit for people."""
+    from amatax.fitting.job import SAME_DIVERGENCE
+
     found = fitted.fit
     rows = []
     moving = [name for name, value in zip(found.names, found.values, strict=True) if value not in ENDS]
@@ -202,7 +204,7 @@ def report_lines(fitted: Fitted) -> list[str]:
     table.append(_part_row("fitted part", found.fitted))
     if found.held_out is not None:
         table.append(_part_row("held out", found.held_out))
-    against = "uniform" if not found.found_alpha else "the uniform average of the same divergence"
+    against = SAME_DIVERGENCE if found.found_alpha else "uniform"
     words, of = WORDS[found.verdict].format(against), ""
     if found.tradeoff and not found.found_alpha:  # uniform averaging may change more of what SFT answers
         words, of = words.removesuffix(": use that"), " of the NLL alone"

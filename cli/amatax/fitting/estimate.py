@@ -20,15 +20,17 @@ LAYER_WIDTHS, LAYER_INNER = (
     4,
 )  # numbers a token that backward keeps of a layer: so many widths, and inner widths of its MLP
 LOGITS = 3  # copies of a token's logits, in float32
+LOGITS_KEPT = 2  # and of a divergence's: SFT's, and what each word adds
 
 
-def check_memory(plan: Plan, longest: int, options: FitOptions) -> None:
+def check_memory(plan: Plan, longest: int, options: FitOptions, *, divergence: bool = False) -> None:
     """Before anything is loaded: both models and the activations of a batch against what there is.
 
     Args:
         plan: of the merge.
         longest: tokens of the longest sample.
         options: of the fit.
+        divergence: it is measured as well.
 
     Raises:
         AmataxError: if they do not fit.
@@ -42,7 +44,7 @@ def check_memory(plan: Plan, longest: int, options: FitOptions) -> None:
     if options.shard:
         models //= rank_and_world()[1]
     compute = getattr(torch, options.compute or ("float32" if device.type == "cpu" else "bfloat16"))
-    batch = activation_bytes(config, tokens, compute, checkpointing=options.checkpointing)
+    batch = activation_bytes(config, tokens, compute, checkpointing=options.checkpointing, divergence=divergence)
     free = free_bytes(device)
     if free is None or models + batch <= free:
         return
@@ -65,7 +67,9 @@ def model_bytes(plan: Plan) -> int:
     return sft.nbytes + rlhf.nbytes
 
 
-def activation_bytes(config: Any, tokens: int, compute: torch.dtype, *, checkpointing: bool) -> int:
+def activation_bytes(
+    config: Any, tokens: int, compute: torch.dtype, *, checkpointing: bool, divergence: bool = False
+) -> int:
     """About what one batch's forward and backward hold, models left out.
 
     Args:
@@ -73,13 +77,15 @@ def activation_bytes(config: Any, tokens: int, compute: torch.dtype, *, checkpoi
         tokens: of the batch, padding included.
         compute: dtype of the activations.
         checkpointing: only each layer's input is kept, and one layer's activations at a time.
+        divergence: of the KL from SFT, instead of the likelihood.
     """
     text = config.get_text_config()
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
     inner = getattr(text, "intermediate_size", 0) or 4 * width
     a_layer = LAYER_WIDTHS * width + LAYER_INNER * inner
     kept = layers * width + a_layer if checkpointing else layers * a_layer
-    return tokens * kept * compute.itemsize + LOGITS * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
+    copies = LOGITS + LOGITS_KEPT * divergence
+    return tokens * kept * compute.itemsize + copies * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from amatax.fitting.passes import Passes
     from amatax.fitting.result import Fit
 
+SAME_DIVERGENCE = "the uniform average of the same divergence"  # where a bound decides alpha
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -117,7 +119,7 @@ def fit_job(
     with joined():
         data = fit_data(recipe, source, plan, options, output, watcher)
         longest = max(len(sample.ids) for sample in [*data.train, *data.held, *data.keep, *data.keep_held])
-        check_memory(plan, longest, options)
+        check_memory(plan, longest, options, divergence=bool(data.keep))
         head = _head(plan, variables, rows, data, cases, options)
         run = _run(head, cases, options)
         if _already(targets, run, options):
@@ -313,6 +315,8 @@ def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
         },
         "verdict": found.verdict,
     }
+    if found.found_alpha:
+        record["compared_with"] = SAME_DIVERGENCE
     if options.regulariser:
         record["regulariser"] = options.regulariser
     if "keep" in data.files:
