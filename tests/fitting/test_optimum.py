@@ -104,6 +104,13 @@ def test_the_constrained_minimum_whatever_was_known(seed: int, count: int, alpha
     assert found.value <= best_on_faces(hessian, centre, shares, alpha) + 1e-6
 
 
+def test_of_a_weak_signal_too_what_was_known_and_is_wrong_ends_no_descent() -> None:
+    """All there is to gain is 1e-4: far less than that stands in the slope alone."""
+    function, wrong = bowl(np.eye(3) * 1e-3, np.array([0.9, 0.2, 0.1])), np.eye(3) * 1e3
+    found = minimise(function, [0.4] * 3, [1 / 3] * 3, 0.4, tolerance=2e-6, most=60, curvature=wrong)
+    assert found.value <= best_on_faces(np.eye(3) * 1e-3, np.array([0.9, 0.2, 0.1]), np.full(3, 1 / 3), 0.4) + 2e-6
+
+
 def test_what_one_descent_learns_saves_the_next_one_passes() -> None:
     hessian, centre = random_bowl(3, 4)
     first = minimise(bowl(hessian, centre), [0.4] * 4, [0.25] * 4, 0.4, tolerance=1e-8, most=100)

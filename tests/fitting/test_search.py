@@ -131,6 +131,16 @@ def test_a_weak_signal_is_followed_to_its_end(size: float, centre: list[float]) 
     assert len({tuple(point) for point in problem.gradients}) <= 40
 
 
+@pytest.mark.parametrize(("samples", "few", "kept"), [(20, 20, 20), (100, 32, 100), (1000, 100, 128), (6000, 512, 512)])
+def test_how_many_stand_for_all(samples: int, few: int, kept: int) -> None:
+    """At least 32, or 128 of those that are kept, one in ten, and 512 at most."""
+    problem = Landscape(bowl(np.eye(3), np.full(3, 0.5)), 3, 0.4)
+    problem.parts = {part: [Sample([0, number], 1, "") for number in range(samples)] for part in ("fit", "keep")}
+    counts = [len(problem.parts[module._few(problem, part, least, 0)])
+              for part, least in (("fit", module.FEW), ("keep", module.FEW_KEPT))]  # fmt: skip
+    assert counts == [few, kept]
+
+
 class Kept(Landscape):
     """Every sample of `keep` minds one block, one in eight so much that it is most of the divergence."""
 

@@ -64,6 +64,18 @@ def test_an_alike_one_saves_gradients(seed: int) -> None:
     assert by.values <= 1
 
 
+def test_of_a_weak_signal_too_a_cheap_one_that_leads_nowhere_is_not_the_end() -> None:
+    """The cheap one rises whatever the step; all there is to gain is 1e-4, and far less than that stands in the slope alone."""
+    hessian, centre, start = np.eye(3) * 1e-3, np.array([0.9, 0.2, 0.1]), [0.4] * 3
+    counted = Counted(bowl(hessian, centre))
+
+    def cliff(values: list[float]) -> tuple[float, list[float]]:
+        return float(max(abs(a - b) for a, b in zip(values, start, strict=True)) > 1e-9), [0.0] * 3
+
+    found = minimise_by(cliff, counted.full, counted.alone, start, [1 / 3] * 3, 0.4, tolerance=2e-6, most=60)
+    assert found.value <= best_on_faces(hessian, centre, np.full(3, 1 / 3), 0.4) + 2e-6
+
+
 def test_a_last_step_that_gains_less_than_foreseen_does_not_stand() -> None:
     """A wall stands where the cheap one sees none: half of what was foreseen is not there."""
 

@@ -85,11 +85,13 @@ def minimise(
         message = f"no ratios with a divergence of at most {limit[1] if limit else 0:g} were found; the least seen is {trace.lowest:.4g}"
         raise AmataxError(message, "allow more with --max-kl, or leave alpha free")
     value, point, slope = trace.best
-    known = curvature is not None and limit is None
-    bend = first_bend(trace.seen[0][2], shares, alpha)
-    if known and falls(point, slope, shares, alpha, bend) > tolerance:  # it was wrong, and ended the descent too early
-        _slsqp(trace, point, None, most)
-        value, point, _ = trace.best
+    if curvature is not None and limit is None:
+        bend = first_bend(trace.seen[0][2], shares, alpha)
+        if (
+            falls(point, slope, shares, alpha, bend) > tolerance
+        ):  # what was known is wrong, and ended the descent too early
+            _slsqp(trace, point, None, most)
+            value, point, _ = trace.best
     path = [seen for seen, _, _ in trace.seen]
     learnt = _learn(curvature, trace.seen)
     return Optimum([float(v) for v in point], value, len(path), path, learnt)

@@ -48,12 +48,12 @@ def minimise_by(
         curvature: what is known of the Hessian.
     """
     point, points, path = feasible(start, shares, alpha), [], []
-    slopes, tilts, bend = [], [], np.zeros((len(point), len(point)))
+    tilts, bend, flat = [], np.zeros((len(point), len(point))), 0.0
     for _ in range(ROUNDS):
         here, slope = function(point)
         path.append(here)
         points.append(point)
-        slopes.append(slope)
+        flat = flat or first_bend(slope, shares, alpha)
         if len(path) > 1 and here > path[-2]:  # the cheap one misled
             break
         there, own = cheap(point)
@@ -64,7 +64,6 @@ def minimise_by(
         step = minimise(corrected, point, shares, alpha, tolerance=tolerance, most=most, curvature=curvature)
         curvature, foreseen = step.curvature, there - step.value
         if foreseen < tolerance:
-            flat = first_bend(slopes[0], shares, alpha)
             if curvature is None and falls(point, slope, shares, alpha, flat) > tolerance:
                 break  # nothing was learnt: not the end
             return Optimum(point, here, len(points), path, curvature)
