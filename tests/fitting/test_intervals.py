@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from amatax.fitting.intervals import NORMAL, ratio_intervals
+from amatax.fitting.bootstrap import Interval
+from amatax.fitting.intervals import NORMAL, directions, ratio_covariance, ratio_intervals
 from amatax.fitting.likelihood import Measured
 
 PROMPTS = 400
@@ -31,11 +32,24 @@ def distances(cloud: np.ndarray) -> Callable[[list[float], bool], Measured]:
     return measure
 
 
+def intervals(
+    measure: Callable[[list[float], bool], Measured],
+    values: Sequence[float],
+    names: list[str],
+    *,
+    held: bool,
+    known: Sequence[tuple[Sequence[float], Measured]] = (),
+    precise: bool = True,
+) -> list[Interval | None]:
+    basis = directions(values, [1 / 3] * 3, held=held)
+    return ratio_intervals(values, ratio_covariance(measure, values, basis, [names], known=known, precise=precise))
+
+
 def test_intervals_of_a_known_problem() -> None:
     cloud = points(0, [0.5, 0.4, 0.6])
     names = [str(i) for i in range(PROMPTS)]
     middle = cloud.mean(0)
-    found = ratio_intervals(distances(cloud), middle.tolist(), [1 / 3] * 3, names, held=False)
+    found = intervals(distances(cloud), middle.tolist(), names, held=False)
     for interval, value, error in zip(found, middle, cloud.std(0, ddof=1) / np.sqrt(PROMPTS), strict=True):
         assert interval is not None
         assert interval.value == pytest.approx(value)
@@ -47,7 +61,7 @@ def test_intervals_on_the_plane_of_the_mean() -> None:
     cloud = points(1, [0.5, 0.4, 0.6])
     names = [str(i) for i in range(PROMPTS)]
     flat = cloud - (cloud.mean(1, keepdims=True) - 0.5)
-    found = ratio_intervals(distances(cloud), flat.mean(0).tolist(), [1 / 3] * 3, names, held=True)
+    found = intervals(distances(cloud), flat.mean(0).tolist(), names, held=True)
     for interval, error in zip(found, flat.std(0, ddof=1) / np.sqrt(PROMPTS), strict=True):
         assert interval is not None
         assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.03)
@@ -90,7 +104,7 @@ def test_points_of_the_descent_save_passes(
         return distances(cloud)(values, gradient)
 
     there = [((BEST + step).tolist(), distances(cloud)((BEST + step).tolist(), told)) for step, told in known]
-    found = ratio_intervals(measure, BEST.tolist(), [1 / 3] * 3, names, held=True, known=there, precise=precise)
+    found = intervals(measure, BEST.tolist(), names, held=True, known=there, precise=precise)
     flat = cloud - cloud.mean(1, keepdims=True)
     for interval, value, error in zip(found, BEST, flat.std(0, ddof=1) / np.sqrt(PROMPTS), strict=True):
         assert interval is not None
@@ -122,7 +136,7 @@ def test_a_bent_likelihood_has_the_curvature_of_its_optimum() -> None:
     score, curve = 3 * np.sinh(3 * (best - cloud)), 9 * np.cosh(3 * (best - cloud)).mean(0)
     errors = score.std(0, ddof=1) / curve / np.sqrt(PROMPTS)
     for precise in (True, False):
-        found = ratio_intervals(measure, best.tolist(), [1 / 3] * 3, names, held=False, precise=precise)
+        found = intervals(measure, best.tolist(), names, held=False, precise=precise)
         for interval, error in zip(found, errors, strict=True):
             assert interval is not None
             assert interval.high - interval.low == pytest.approx(2 * NORMAL * error, rel=0.03)
@@ -178,7 +192,7 @@ def test_along_a_line_the_curvature_is_that_of_the_optimum(
     score, bend = slope_and_bend(best)
     error = score.std(ddof=1) / bend.mean() / np.sqrt(PROMPTS) / np.sqrt(2)
     there = [((best + t * line).tolist(), pass_over(best + t * line, told)) for t, told in known]
-    low, middle, high = ratio_intervals(measure, best.tolist(), [1 / 3] * 3, names, held=True, known=there)
+    low, middle, high = intervals(measure, best.tolist(), names, held=True, known=there)
     assert middle is None
     for interval in (low, high):
         assert interval is not None
@@ -190,9 +204,9 @@ def test_responses_to_one_prompt_count_together() -> None:
     """Every point twice: the same prompt's second response tells nothing new."""
     cloud = points(2, [0.5, 0.4, 0.6])
     names = [str(i) for i in range(PROMPTS)]
-    once = ratio_intervals(distances(cloud), cloud.mean(0).tolist(), [1 / 3] * 3, names, held=False)
+    once = intervals(distances(cloud), cloud.mean(0).tolist(), names, held=False)
     doubled = np.concatenate([cloud, cloud])
-    twice = ratio_intervals(distances(doubled), cloud.mean(0).tolist(), [1 / 3] * 3, names * 2, held=False)
+    twice = intervals(distances(doubled), cloud.mean(0).tolist(), names * 2, held=False)
     for one, other in zip(once, twice, strict=True):
         assert one is not None
         assert other is not None
@@ -202,14 +216,12 @@ def test_responses_to_one_prompt_count_together() -> None:
 def test_at_a_bound_or_with_few_prompts_there_is_none() -> None:
     cloud = points(3, [0.0, 0.5, 0.7])
     names = [str(i) for i in range(PROMPTS)]
-    found = ratio_intervals(distances(cloud), [0.0, 0.5, 0.7], [1 / 3] * 3, names, held=True)
+    found = intervals(distances(cloud), [0.0, 0.5, 0.7], names, held=True)
     assert found[0] is None
     assert None not in found[1:]
-    few = ratio_intervals(distances(cloud[:9]), [0.2, 0.5, 0.7], [1 / 3] * 3, names[:9], held=True)
+    few = intervals(distances(cloud[:9]), [0.2, 0.5, 0.7], names[:9], held=True)
     assert few == [None] * 3
-    near_one = ratio_intervals(
-        distances(points(3, [0.5, 0.5, 0.999])), [0.5, 0.5, 0.999], [1 / 3] * 3, names, held=False
-    )
+    near_one = intervals(distances(points(3, [0.5, 0.5, 0.999])), [0.5, 0.5, 0.999], names, held=False)
     assert near_one[2] is not None
     assert near_one[2].high == 1.0
 
@@ -219,7 +231,7 @@ def test_intervals_cover() -> None:
     truth, names, hits = [0.5, 0.4, 0.6], [str(i) for i in range(PROMPTS)], 0
     for seed in range(300):
         cloud = points(seed, truth)
-        (interval, _, _) = ratio_intervals(distances(cloud), cloud.mean(0).tolist(), [1 / 3] * 3, names, held=False)
+        (interval, _, _) = intervals(distances(cloud), cloud.mean(0).tolist(), names, held=False)
         assert interval is not None
         hits += interval.low <= truth[0] <= interval.high
     assert 0.95 - 3 * 0.0126 < hits / 300 < 0.95 + 3 * 0.0126

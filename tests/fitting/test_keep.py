@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,47 @@ def test_a_tax_aware_fit_keeps_to_its_bound(samples: list[Sample], merged: tuple
             total += float((before.exp() * (before - after)).sum())
     count = sum(len(s.ids) - s.start for s in kept)
     assert total / count == pytest.approx(rows["tax-aware"].kl, rel=1e-4)
+
+
+def measured(model: MergedModel, data: list[Sample], point: list[float], *, divergence: bool = False) -> float:
+    with torch.no_grad():
+        model.variables.copy_(torch.tensor(point, dtype=torch.float64))
+    return measure(model, data, divergence=divergence).mean
+
+
+@pytest.mark.parametrize(("alpha", "weight"), [(0.4, 1.0), (0.6, 0.2)])
+def test_a_weighted_sum_is_as_low_as_the_lowest_of_a_grid(
+    samples: list[Sample], merged: tuple[Variables, MergedModel], alpha: float, weight: float
+) -> None:
+    """Every (a1, a2, a3) on the 0.2 grid with that mean."""
+    variables, model = merged
+    data, kept = samples[:10], samples[12:18]
+    watcher, passes = api.Watcher(), Passes(None, {})
+    found = fit(model, variables, data, [], alpha, passes, watcher=watcher, keep=Keep(kept, [], weight=weight))
+
+    def goal(point: list[float]) -> float:
+        return measured(model, data, point) + weight * measured(model, kept, point, divergence=True)
+
+    grid = [[i / 5 for i in g] for g in itertools.product(range(6), repeat=3) if sum(g) == round(15 * alpha)]
+    heights = [goal(point) for point in grid]
+    assert goal(found.values) <= min(heights) + 0.002 * (max(heights) - min(heights))
+    assert sum(found.values) / 3 == pytest.approx(alpha, abs=1e-12)
+
+
+def test_within_a_bound_no_point_of_a_grid_explains_the_data_better(
+    samples: list[Sample], merged: tuple[Variables, MergedModel]
+) -> None:
+    """Every (a1, a2, a3) on the 0.25 grid that keeps to the bound, whatever its mean."""
+    variables, model = merged
+    data, kept, bound = samples[:6], samples[12:16], 0.1
+    watcher, passes = api.Watcher(), Passes(None, {})
+    found = fit(model, variables, data, [], None, passes, watcher=watcher, keep=Keep(kept, [], most=bound))
+    grid = [[i / 4 for i in g] for g in itertools.product(range(5), repeat=3)]
+    within = [point for point in grid if measured(model, kept, point, divergence=True) <= bound]
+    heights = [measured(model, data, point) for point in within]
+    assert 5 < len(within) < 100
+    assert measured(model, data, found.values) <= min(heights) + 0.002 * (max(heights) - min(heights))
+    assert measured(model, kept, found.values, divergence=True) <= bound * 1.001
 
 
 @pytest.mark.parametrize("weight", [0.01, 0.3, 3.0])
@@ -167,7 +209,9 @@ def test_what_is_kept_is_kept_by_what_is_written(distilled: Path, tmp_path: Path
     wish = {"data": distilled, "keep": kept, "alpha": 0.4, "keep_weight": 1.0, "blocks": 2, "holdout": 0.0}
     (fitted,) = api.fit_ratios(recipe, tmp_path / "f.yaml", **wish).fits
     (said,) = (row.kl for row in fitted.fit.tradeoff if row.name == "tax-aware")
-    assert fitted.fit.notes == ["KL is that of the 6 kept samples that were fitted: none was held out"]
+    assert fitted.fit.kept is not None
+    assert (fitted.fit.kept.samples, fitted.fit.kept.fitted) == (6, said)
+    assert fitted.fit.kept_held_out is None
     api.merge(tmp_path / "f.yaml", tmp_path / "out")
 
     sft, merged = (

@@ -82,16 +82,20 @@ def test_a_strong_regulariser_is_uniform_averaging(few: Path, tmp_path: Path) ->
     assert max(abs(v - 0.4) for v in held.values) < 0.01
 
 
-def test_only_the_likelihoods_own_optimum_has_intervals(few: Path, tmp_path: Path) -> None:
-    """Where a penalty or an early end put the ratios, the likelihood's curvature does not say how sure they are."""
+def test_an_early_end_has_no_intervals_and_a_ratio_in_the_penaltys_corner_none(few: Path, tmp_path: Path) -> None:
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe["models"] = {role: str((RECIPE.parent / path).resolve()) for role, path in recipe["models"].items()}
     recipe["merge"]["ratios"] = {"blocks": [{"layers": "0-4", "ratio": 0.3}, {"layers": "5-8", "ratio": 0.2}]}
     wishes = {"data": few, "alpha": 0.4, "holdout": 0.0, "device": "cpu"}
-    for name, other in (("paper", {"preset": "paper"}), ("held", {"regulariser": 5.0})):
+    for name, other, said in (
+        ("paper", {"preset": "paper"}, 0),
+        ("held", {"regulariser": 5.0}, 2),
+    ):
         (found,) = api.fit_ratios(recipe, tmp_path / f"{name}.yaml", **wishes, **other).fits
         assert found.fit.intervals == [None, None]
-        assert "interval" not in "\n".join(report_lines(found))
+        text = "\n".join(report_lines(found))
+        assert text.count("the regulariser holds it at the mean") == said
+        assert ("95 % interval" in text) == bool(said)
 
 
 def test_too_little_memory_is_told_before_the_models_are_loaded(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amatax.fitting.job import Fitted
-    from amatax.fitting.result import Part
+    from amatax.fitting.result import Fit, Part
 
 ENDS = (0.0, 1.0)
 TINY = 5e-4  # nats: of a difference that is less, four decimals do not say much
@@ -179,43 +179,32 @@ def report_lines(fitted: Fitted) -> list[str]:
     from amatax.fitting.job import SAME_DIVERGENCE
 
     found = fitted.fit
-    rows = []
-    moving = [name for name, value in zip(found.names, found.values, strict=True) if value not in ENDS]
-    in_mean = [name for name in moving if name != "head"]  # a free head is outside it
-    for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
-        if interval is not None:
-            sure = f"{interval.low:.3f} to {interval.high:.3f}"
-        elif value in ENDS:
-            sure = "at the bound"
-        elif not found.own_optimum:
-            sure = ""
-        else:
-            sure = (
-                "the others and the mean fix it"
-                if in_mean == [name]
-                else "no interval: no clear optimum, or few prompts"
-            )
-        rows.append([name, f"{value:.4f}", bar(value), sure])
-    sure = ", 95 % interval" if found.own_optimum else ""
+    sure = "" if found.ended_early else ", 95 % interval"
     kept = f", KL(SFT || merged) at most {found.bound:g}" if found.bound is not None else ""
-    lines = [f"fitted at mean {found.alpha:g}{kept} (share of RLHF{sure}):"]
-    lines += [f"  {line}" for line in columns(rows, right=(1,))]
-    table = [["NLL, nats per response token", "sft", "rlhf", "uniform", "fitted", "fitted - uniform (95 %)"]]
-    table.append(_part_row("fitted part", found.fitted))
-    if found.held_out is not None:
-        table.append(_part_row("held out", found.held_out))
+    mean = f"{found.alpha:g}"
+    if found.alpha_interval is not None:
+        mean += f" ({found.alpha_interval.low:.3f} to {found.alpha_interval.high:.3f})"
+    lines = [f"fitted at mean {mean}{kept} (share of RLHF{sure}):"]
+    lines += [f"  {line}" for line in columns(_ratio_rows(found), right=(1,))]
+    for measure, parts in (
+        ("NLL", (("fitted part", found.fitted), ("held out", found.held_out))),
+        ("KL(SFT || model)", (("kept, fitted part", found.kept), ("kept, held out", found.kept_held_out))),
+    ):
+        table = [_part_row(name, part) for name, part in parts if part is not None]
+        head = [f"{measure}, nats per response token", "sft", "rlhf", "uniform", "fitted", "fitted - uniform (95 %)"]
+        lines += ["", *columns([head, *table], right=(1, 2, 3, 4))] if table else []
     against = SAME_DIVERGENCE if found.found_alpha else "uniform"
     words, of = WORDS[found.verdict].format(against), ""
     if found.tradeoff and not found.found_alpha:  # uniform averaging may change more of what SFT answers
         words, of = words.removesuffix(": use that"), " of the NLL alone"
-    lines += ["", *columns(table, right=(1, 2, 3, 4)), "", f"verdict{of}: {words}"]
+    lines += ["", f"verdict{of}: {words}"]
     if found.tradeoff:
-        rows = [["", "alpha", "NLL on the RLHF data", "KL(SFT || merged)"]]
+        unseen = [", held out" if part is not None else "" for part in (found.held_out, found.kept_held_out)]
+        rows = [["", "alpha", f"NLL on the RLHF data{unseen[0]}", f"KL(SFT || merged){unseen[1]}"]]
         rows += [[t.name, f"{t.alpha:.4g}", f"{t.nll:.4f}", f"{t.kl:.4f}"] for t in found.tradeoff]
         lines += ["", *columns(rows, right=(1, 2, 3))]
     if found.optima > 1:
         lines.append(f"note: {found.optima} distinct optima were seen; this is the best of them")
-    lines += [f"note: {note}" for note in found.notes]
     return [*lines, f"recipe: {fitted.recipe}", f"next:   amatax merge {fitted.recipe} OUTPUT"]
 
 
@@ -231,6 +220,32 @@ def trace_lines(fits: Sequence[Fitted]) -> list[str]:
             if t.name in ("uniform", "tax-aware"):
                 rows.append([f"{asked}, {t.name}", f"{t.alpha:.4g}", f"{t.nll:.4f}", f"{t.kl:.4f}"])
     return ["", "all of them:", *columns(rows, right=(1, 2, 3)), ""]
+
+
+def _ratio_rows(found: Fit) -> list[list[str]]:
+    """Every unknown, its ratio, and how sure it is, or why nothing says so."""
+    from amatax.fitting.uncertainty import AT_CORNER
+
+    held = {name for name, value in zip(found.names, found.values, strict=True)
+            if found.penalised and abs(value - found.alpha) <= AT_CORNER}  # fmt: skip
+    moving = [n for n, v in zip(found.names, found.values, strict=True) if v not in ENDS and n not in held]
+    in_mean = [name for name in moving if name != "head"]  # a free head is outside it
+    rows = []
+    for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
+        if interval is not None:
+            sure = f"{interval.low:.3f} to {interval.high:.3f}"
+        elif value in ENDS:
+            sure = "at the bound"
+        elif found.ended_early:
+            sure = ""
+        elif name in held:
+            sure = "the regulariser holds it at the mean"
+        elif in_mean == [name] and found.held_alpha:
+            sure = "the others and the mean fix it"
+        else:
+            sure = "no interval: no clear optimum, or few prompts"
+        rows.append([name, f"{value:.4f}", bar(value), sure])
+    return rows
 
 
 def _part_row(name: str, part: Part) -> list[str]:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
+import numpy as np
 
-from amatax.fitting.bootstrap import Interval
 from amatax.fitting.evidence import paired_bootstrap, verdict
-from amatax.fitting.intervals import ratio_intervals
+from amatax.fitting.intervals import interval_of, ratio_intervals
 from amatax.fitting.merged_model import MergedModel
 from amatax.fitting.optimum import Optimum, feasible, minimise
 from amatax.fitting.paper import Preset, one_epoch
@@ -20,6 +19,7 @@ from amatax.fitting.result import Fit, Part, Tradeoff
 from amatax.fitting.samples import Sample
 from amatax.fitting.sampling import Watching
 from amatax.fitting.search import FINE_STEPS, FINEST, search
+from amatax.fitting.uncertainty import fit_covariance
 from amatax.fitting.variables import PLACES, Variables, exact_mean
 
 
@@ -63,6 +63,7 @@ def fit(
     merged.hold_mean(problem.shares if alpha is not None else None)
 
     bound = keep.most if keep is not None and alpha is None else None
+    held_alpha = alpha is not None
     level = alpha if alpha is not None else _level_of(problem, bound) if bound is not None else 0.5
     uniform = problem.written(feasible(variables.uniform(level), problem.shares, alpha))
     seen = 0
@@ -83,24 +84,19 @@ def fit(
         values = exact_mean(uniform, variables.shares, alpha)
 
     watcher.say("how sure it is")
-    intervals: list[Interval | None] = [None] * len(values)
-    if own:  # else the bound, the penalty or the early end decides, not the likelihood's curvature
-        intervals = ratio_intervals(
-            lambda point, gradient: problem.measured("fit", point, gradient=gradient),
-            values,
-            problem.shares,
-            problem.prompts("fit"),
-            held=any(problem.shares),
-            known=problem.asked("fit"),
-            precise=merged.compute.itemsize >= torch.float32.itemsize,
-        )
+    covariance, mean = None, None
+    if preset is None:  # else an early end decides
+        covariance = fit_covariance(problem, values, keep, penalised=regulariser > 0)
+    if covariance is not None and not held_alpha:
+        shares = np.array(problem.shares)
+        mean = interval_of(alpha, float(shares @ covariance @ shares))
     tradeoff = _tradeoff(problem, values, uniform, alpha, seed) if keep is not None else []
     held_out = _part(problem, "held", values, uniform, seed) if held else None
     return Fit(
         alpha=alpha,
         names=variables.names,
         values=values,
-        intervals=intervals,
+        intervals=ratio_intervals(values, covariance),
         ratios=variables.ratios(values),
         fitted=_part(problem, "fit", values, uniform, seed),
         held_out=held_out,
@@ -113,7 +109,12 @@ def fit(
         bound=keep.most if keep else None,
         weight=keep.weight if keep else None,
         passes=problem.made,
-        notes=_kept_notes(problem, values) if keep is not None else [],
+        held_alpha=held_alpha,
+        alpha_interval=mean,
+        penalised=regulariser > 0,
+        ended_early=preset is not None,
+        kept=_part(problem, "keep", values, uniform, seed) if keep is not None else None,
+        kept_held_out=_part(problem, "keep held", values, uniform, seed) if keep is not None and keep.held else None,
     )
 
 
@@ -146,15 +147,6 @@ def _part(problem: Problem, part: str, values: Sequence[float], uniform: Sequenc
         fitted=one.mean,
         gain=paired_bootstrap(one, other, problem.prompts(part), seed),
     )
-
-
-def _kept_notes(problem: Problem, values: list[float]) -> list[str]:
-    """On how many kept prompts the divergence was told."""
-    fitted, held = len(problem.parts["keep"]), len(problem.parts["keep held"])
-    there = problem.measured("keep", values).mean
-    if not held:
-        return [f"KL is that of the {fitted} kept samples that were fitted: none was held out"]
-    return [f"KL is that of {held} kept samples that were not fitted; on the {fitted} that were it is {there:.4f}"]
 
 
 def _tradeoff(problem: Problem, values: list[float], uniform: list[float], alpha: float, seed: int) -> list[Tradeoff]:

@@ -1,12 +1,12 @@
-"""An interval for every fitted ratio, from differences between passes near the optimum."""
+"""How sure every fitted ratio is, from differences between passes near the optimum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from amatax.fitting.bootstrap import FEWEST, Interval
 from amatax.fitting.evidence import prompt_groups
@@ -27,58 +27,105 @@ class Move(NamedTuple):
     there: Measured
 
 
-def ratio_intervals(
-    measure: Callable[[list[float], bool], Measured],
-    values: Sequence[float],
-    shares: Sequence[float],
-    prompts: Sequence[str],
-    *,
-    held: bool,
-    known: Sequence[tuple[Sequence[float], Measured]] = (),
-    precise: bool = True,
-) -> list[Interval | None]:
-    """Sandwich intervals H^-1 J H^-1 along the directions in which the fit could move, clipped to 0..1.
-
-    H is the curvature of the summed NLL and J the spread of the prompts' scores, both by differences between passes near the
-    optimum: those that are known, and as few more as are needed.
+def directions(
+    values: Sequence[float], shares: Sequence[float], *, held: bool, fixed: Collection[int] = ()
+) -> np.ndarray:
+    """Orthonormal directions (unknowns, directions) in which a fit can move.
 
     Args:
-        measure: (point, gradient) -> a pass over the fitted samples.
-        values: the optimum.
+        values: its end; a ratio at 0 or 1 stays there.
         shares: each unknown's share in the mean.
-        prompts: of each sample.
         held: the mean is held, so the ratios move against each other.
+        fixed: other unknowns that cannot move.
+    """
+    free = [i for i, v in enumerate(values) if AT_BOUND < v < 1 - AT_BOUND and i not in fixed]
+    basis, normal = np.eye(len(values))[:, free], np.array(shares, dtype=float)[free]
+    if held and normal.any():
+        basis = basis @ np.linalg.svd(normal[None])[2][1:].T
+        basis[np.abs(basis).max(1, initial=0) < AT_BOUND] = 0  # the mean alone says what it is
+    return basis
+
+
+def ratio_covariance(
+    measure: Callable[[list[float], bool], Measured],
+    values: Sequence[float],
+    basis: np.ndarray,
+    prompts: Sequence[Sequence[str]],
+    *,
+    known: Sequence[tuple[Sequence[float], Measured]] = (),
+    limited: Measured | None = None,
+    precise: bool = True,
+) -> np.ndarray | None:
+    """The sandwich H^-1 J H^-1 along the directions in which the fit could move.
+
+    H is the curvature of what is minimised and J the spread of the prompts' scores, both by differences between passes near the
+    optimum: those that are known, and as few more as are needed. At a limit that the fit reached, the equations are those of
+    Lagrange, of which the limit, that varies with the prompts too, is one (the delta method).
+
+    Args:
+        measure: (point, gradient) -> a pass over all that is minimised; at a limit, the Lagrangian.
+        values: the optimum.
+        basis: float64 (unknowns, directions): `directions`.
+        prompts: of each sample, part by part: prompts of different parts were drawn apart.
         known: points, and what such passes found there.
+        limited: at a limit: what is limited, at the optimum with its gradient, over the samples of the last part.
         precise: values tell small differences (float32 and wider): in one direction they stand for a gradient.
 
     Returns:
-        An interval for each unknown; None at a bound, and everywhere if prompts are few or the likelihood is not curved upwards.
+        float64 (unknowns, unknowns), 0 for what cannot move; None if prompts are few or the function is not curved upwards.
     """
-    optimum, nothing = np.array(values, dtype=float), [None] * len(values)
-    free = [i for i, v in enumerate(values) if AT_BOUND < v < 1 - AT_BOUND]
-    basis = _directions(len(values), free, np.array(shares, dtype=float) if held else None)
-    group = prompt_groups(prompts)
-    clusters, count = int(group.max()) + 1, basis.shape[1]
-    if not count or clusters < max(FEWEST, 2 * count):
-        return list(nothing)
+    optimum, count = np.array(values, dtype=float), basis.shape[1]
+    groups = [prompt_groups(part) for part in prompts]
+    if not count or any(int(group.max()) + 1 < max(FEWEST, 2 * count) for group in groups):
+        return None
 
     if count == 1 and precise:
-        scores, hessian = _on_a_line(measure, optimum, basis[:, 0], known)
+        scores, tokens, hessian = _on_a_line(measure, optimum, basis[:, 0], known)
     else:
-        scores, hessian = _in_space(measure, optimum, basis, known, precise)
-    spread = np.stack([np.bincount(group, score) for score in scores], 1)
-    spread = spread - spread.mean(0)
-    if np.linalg.eigvalsh(hessian).min() <= 0:
-        return list(nothing)
+        scores, tokens, hessian = _in_space(measure, optimum, basis, known, precise)
+    tangent = np.eye(count)
+    if limited is not None:
+        normal = basis.T @ np.array(limited.slope())
+        own = (limited.sums / limited.tokens.sum()).numpy()
+        scores = np.vstack([scores, np.concatenate([np.zeros(scores.shape[1] - len(own)), own])])
+        hessian = np.block([[hessian, normal[:, None]], [normal[None], np.zeros((1, 1))]])
+        tangent = np.linalg.svd(normal[None])[2][1:].T
+    if np.linalg.eigvalsh(tangent.T @ hessian[:count, :count] @ tangent).min(initial=np.inf) <= 0:
+        return None
     inverse = np.linalg.inv(hessian)
-    covariance = basis @ inverse @ (spread.T @ spread) @ inverse @ basis.T * clusters / (clusters - 1)
-    result: list[Interval | None] = list(nothing)
-    for i in free:
-        if np.abs(basis[i]).max() < AT_BOUND:  # the mean alone says what it is
-            continue
-        reach = NORMAL * float(np.sqrt(max(covariance[i, i], 0.0)))
-        result[i] = Interval(values[i], max(0.0, values[i] - reach), min(1.0, values[i] + reach))
-    return result
+    spread = inverse @ _spread(scores, tokens, groups) @ inverse.T
+    return np.asarray(basis @ spread[:count, :count] @ basis.T)
+
+
+def ratio_intervals(values: Sequence[float], covariance: np.ndarray | None) -> list[Interval | None]:
+    """95 % of each, clipped to 0..1; None for what cannot move."""
+    if covariance is None:
+        return [None] * len(values)
+    return [
+        interval_of(value, float(variance)) if variance > 0 else None
+        for value, variance in zip(values, covariance.diagonal(), strict=True)
+    ]
+
+
+def interval_of(ratio: float, variance: float) -> Interval:
+    """95 % by the normal quantile, clipped to 0..1."""
+    reach = NORMAL * math.sqrt(max(variance, 0.0))
+    return Interval(ratio, max(0.0, ratio - reach), min(1.0, ratio + reach))
+
+
+def _spread(scores: np.ndarray, tokens: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """How the summed scores vary (directions, directions) with the prompts that are drawn, part by part.
+
+    A part's mean is a sum over samples by a sum over their tokens: what a prompt adds to it is its score less its tokens' share of all.
+    """
+    total, begin = np.zeros((len(scores), len(scores))), 0
+    for group in groups:
+        rows = slice(begin, begin := begin + len(group))
+        share = tokens[rows] / tokens[rows].sum()
+        own = scores[:, rows] - np.outer(scores[:, rows].sum(1), share)
+        clusters = np.stack([np.bincount(group, score) for score in own], 1)
+        total += clusters.T @ clusters * len(clusters) / (len(clusters) - 1)
+    return total
 
 
 def _in_space(
@@ -87,8 +134,9 @@ def _in_space(
     basis: np.ndarray,
     known: Sequence[tuple[Sequence[float], Measured]],
     precise: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each sample's score in each direction (directions, samples), and the Hessian (directions, directions), both summed over tokens."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each sample's score in each direction (directions, samples), its tokens (samples,), and the Hessian (directions, directions);
+    scores and Hessian are summed over tokens."""
     count = basis.shape[1]
     near = [(np.array(point), found) for point, found in known if _apart(np.array(point) - optimum, basis) <= NEAR]
     near.sort(key=lambda n: (n[1].gradient is None, _apart(n[0] - optimum, basis)))
@@ -103,7 +151,7 @@ def _in_space(
         moves.append(Move(basis.T @ step, measure([float(v) for v in middle + step], gradient)))
     steps = np.stack([move.step for move in moves], 1)
     changes = np.stack([(move.there.sums - here.sums).numpy() for move in moves])
-    return np.linalg.solve(steps.T, changes), _hessian(moves, here, basis)
+    return np.linalg.solve(steps.T, changes), here.tokens.numpy(), _hessian(moves, here, basis)
 
 
 def _on_a_line(
@@ -111,7 +159,7 @@ def _on_a_line(
     optimum: np.ndarray,
     line: np.ndarray,
     known: Sequence[tuple[Sequence[float], Measured]],
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What `_in_space` gives, where one direction is free: the bend is that of the parabola or the cubic through what is known there.
 
     Two values, then slopes, then more values, the nearest first, until there are four facts; the score is the difference of the
@@ -140,7 +188,8 @@ def _on_a_line(
     ]
     facts = [*values[:2], *slopes, *values[2:]][: len(powers)]
     curve = np.linalg.solve([row[: len(facts)] for row, _ in facts], [number for _, number in facts])
-    return ((there.sums - here.sums).numpy() / apart)[None], np.array([[2 * curve[2] / ALONG**2]])
+    scores = ((there.sums - here.sums).numpy() / apart)[None]
+    return scores, here.tokens.numpy(), np.array([[2 * curve[2] / ALONG**2]])
 
 
 def _apart_by(least: float, steps: Sequence[tuple[float, Measured]]) -> list[tuple[float, Measured]]:
@@ -205,13 +254,3 @@ def _hessian(moves: Sequence[Move], here: Measured, basis: np.ndarray) -> np.nda
             told.append(np.array([2 * bend / size**2]))
     found = np.linalg.lstsq(np.concatenate(rows), np.concatenate(told))[0]
     return np.asarray(np.tensordot(found, parts, 1))
-
-
-def _directions(count: int, free: list[int], shares: np.ndarray | None) -> np.ndarray:
-    """Orthonormal directions (unknowns, directions) among the free unknowns, along the plane of the mean."""
-    inner = np.eye(count)[:, free]
-    if shares is None or not free or not shares[free].any():
-        return inner
-    normal = torch.tensor(shares[free] / np.linalg.norm(shares[free]))
-    plane = torch.linalg.svd(normal[None, :]).Vh[1:].T.numpy()
-    return inner @ plane

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from amatax.fitting.merged_model import MergedModel
     from amatax.fitting.paper import Preset
     from amatax.fitting.passes import Passes
-    from amatax.fitting.result import Fit
+    from amatax.fitting.result import Fit, Part
 
 SAME_DIVERGENCE = "the uniform average of the same divergence"  # where a bound decides alpha
 
@@ -298,21 +298,15 @@ def _compute(options: FitOptions) -> torch.dtype | None:
 
 def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
     """What the recipe says of how its ratios were found: no time, no path."""
+    parts = {"fitted_part": found.fitted, "held_out": found.held_out}
+    kept = {"fitted_part": found.kept, "held_out": found.kept_held_out}
     record = {
         "method": "maximum likelihood (AMA, arXiv 2309.06256, Eq. 8)",
         "alpha": found.alpha,
         "data": {**data.files["data"], "fitted": len(data.train), "held_out": len(data.held)},
         "seed": options.seed,
-        "optimiser": f"Adam, rate {options.rate:g}, eps {options.eps:g} (Table 3)" if options.preset else "SLSQP",
-        "nll": {
-            part: {
-                "uniform": round(p.uniform, 6),
-                "fitted": round(p.fitted, 6),
-                "gain": [round(number, 6) for number in p.gain],
-            }
-            for part, p in (("fitted_part", found.fitted), ("held_out", found.held_out))
-            if p is not None
-        },
+        "optimiser": _optimiser(options),
+        "nll": {name: _recorded(part) for name, part in parts.items() if part is not None},
         "verdict": found.verdict,
     }
     if found.found_alpha:
@@ -322,9 +316,21 @@ def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
     if "keep" in data.files:
         record |= {
             "keep": {**data.files["keep"], "max_kl": found.bound, "weight": found.weight},
+            "kl": {name: _recorded(part) for name, part in kept.items() if part is not None},
             "tradeoff": [{**asdict(t), "nll": round(t.nll, 6), "kl": round(t.kl, 6)} for t in found.tradeoff],
         }
     return record
+
+
+def _optimiser(options: FitOptions) -> str:
+    if options.preset:
+        return f"Adam, rate {options.rate:g}, eps {options.eps:g} (Table 3)"
+    return "SLSQP" if options.max_kl else "SLSQP on a corrected model of few samples"
+
+
+def _recorded(part: Part) -> dict[str, Any]:
+    gain = [round(number, 6) for number in part.gain]
+    return {"uniform": round(part.uniform, 6), "fitted": round(part.fitted, 6), "gain": gain}
 
 
 def fit_json(fitted: Fitted) -> dict[str, Any]:
@@ -333,7 +339,9 @@ def fit_json(fitted: Fitted) -> dict[str, Any]:
     found["path"] = found.pop("descent")["path"]
     found["ratios"] = fitted.fit.ratios.model_dump(mode="json")
     found["intervals"] = [None if i is None else [i.low, i.high] for i in fitted.fit.intervals]
-    for part in ("fitted", "held_out"):
+    if fitted.fit.alpha_interval is not None:
+        found["alpha_interval"] = list(fitted.fit.alpha_interval[1:])
+    for part in ("fitted", "held_out", "kept", "kept_held_out"):
         if found[part] is not None:
             found[part]["gain"] = list(getattr(fitted.fit, part).gain)
     return {"recipe": str(fitted.recipe), **found}

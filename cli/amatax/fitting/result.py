@@ -11,7 +11,7 @@ from amatax.recipes.schema import Ratios
 
 @dataclass
 class Part:
-    """NLL in nats per response token on one part of the data.
+    """NLL, or KL(SFT || model), in nats per response token on one part of the data.
 
     Attributes:
         samples, tokens: how many.
@@ -54,19 +54,23 @@ class Fit:
         alpha: the mean of the ratios; held, but for a tax-aware fit that was left free to find it.
         names: of the unknowns.
         values: their ratios, as written into the recipe.
-        intervals: 95 % sandwich intervals; None at a bound, or where the likelihood does not tell.
+        intervals: 95 % sandwich intervals; None for a ratio that cannot move, or where what was minimised does not tell.
         ratios: the recipe's `merge.ratios`.
         fitted: what was found on the fitted part.
         held_out: on the part that was never fitted; None without one.
         verdict: fitted against uniform, held out: better, worse, indistinguishable, or too few prompts; else "not tested".
         optima: how many distinct optima the rough descents ended in.
         descent: the last one, on the fitted part; a neighbouring alpha begins where it ended.
-        passes: passes with gradients that were made.
-        own_optimum: the ratios are where the likelihood is largest; without a preset, a regulariser or a tax only. Others have no intervals.
+        passes: passes with gradients that this run made; a continued one takes the others from its journal.
+        own_optimum: the ratios are where the likelihood is largest; without a preset, a regulariser or a tax only.
+        held_alpha: alpha was given.
+        alpha_interval: of an alpha that was found.
+        penalised: with the regulariser.
+        ended_early: with the preset; such fits have no intervals.
         found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average of the same divergence.
         tradeoff: of a tax-aware fit.
+        kept, kept_held_out: its divergence, on the kept prompts that were fitted and on those that were not.
         bound, weight: what it kept to.
-        notes: what a careful user wants to know.
     """
 
     alpha: float
@@ -81,8 +85,13 @@ class Fit:
     descent: Optimum
     passes: int
     own_optimum: bool = True
+    held_alpha: bool = True
+    alpha_interval: Interval | None = None
+    penalised: bool = False
+    ended_early: bool = False
     found_alpha: bool = False
     tradeoff: list[Tradeoff] = field(default_factory=list)
+    kept: Part | None = None
+    kept_held_out: Part | None = None
     bound: float | None = None
     weight: float | None = None
-    notes: list[str] = field(default_factory=list)
