@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amatax.fitting.bootstrap import Interval
-from amatax.fitting.intervals import NORMAL, directions, ratio_covariance, ratio_intervals
+from amatax.fitting.intervals import NORMAL, directions, mean_interval, ratio_covariance, ratio_intervals
 from amatax.fitting.likelihood import Measured
 
 PROMPTS = 400
@@ -41,7 +41,7 @@ def intervals(
     known: Sequence[tuple[Sequence[float], Measured]] = (),
     precise: bool = True,
 ) -> list[Interval | None]:
-    basis = directions(values, [1 / 3] * 3, held=held)
+    basis = directions([0 < value < 1 for value in values], [1 / 3] * 3, held=held)
     return ratio_intervals(values, ratio_covariance(measure, values, basis, [names], known=known, precise=precise))
 
 
@@ -224,6 +224,39 @@ def test_at_a_bound_or_with_few_prompts_there_is_none() -> None:
     near_one = intervals(distances(points(3, [0.5, 0.5, 0.999])), [0.5, 0.5, 0.999], names, held=False)
     assert near_one[2] is not None
     assert near_one[2].high == 1.0
+
+
+def test_none_where_the_function_bends_downwards() -> None:
+    cloud = points(3, [0.4, 0.5, 0.6])
+    names = [str(i) for i in range(PROMPTS)]
+
+    def saddle(values: list[float], gradient: bool) -> Measured:
+        up, bent = distances(cloud)(values, gradient), 0.8 * (values[0] - 0.4) ** 2
+        slope = None if up.gradient is None else up.gradient - torch.tensor([1.6 * (values[0] - 0.4), 0, 0])
+        return Measured(up.sums - bent, up.tokens, slope)
+
+    assert intervals(saddle, cloud.mean(0).tolist(), names, held=False) == [None] * 3
+
+
+def test_no_interval_leaves_what_a_ratio_can_be() -> None:
+    cloud = points(3, [0.001, 0.5, 0.999])
+    names = [str(i) for i in range(PROMPTS)]
+    low, _, high = intervals(distances(cloud), [0.001, 0.5, 0.999], names, held=False)
+    assert low is not None
+    assert high is not None
+    assert (low.low, high.high) == (0.0, 1.0)
+    assert low.high < 0.1 < 0.9 < high.low
+
+
+@pytest.mark.parametrize(
+    ("intervals", "low", "high"), [([(0.2, 1.0), None], 0.1, 0.5), ([(0.79, 0.81), None], 0.395, 0.405)]
+)
+def test_a_mean_goes_no_farther_than_its_ratios(
+    intervals: list[tuple[float, float] | None], low: float, high: float
+) -> None:
+    known = [None if ends is None else Interval(0.8, *ends) for ends in intervals]
+    found = mean_interval([0.8, 0.0], known, [0.5, 0.5], np.diag([0.5, 0.0]))
+    assert found == pytest.approx((0.4, low, high))
 
 
 def test_intervals_cover() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from amatax import api
 from amatax.commands.fit_ratios import recorded_lines, report_lines, trace_lines
 from amatax.errors import AmataxError
 from amatax.fitting.bootstrap import Interval
 from amatax.fitting.fit import fit
-from amatax.fitting.job import Fitted
+from amatax.fitting.job import Fitted, fit_json
 from amatax.fitting.likelihood import Measured, measure
 from amatax.fitting.merged_model import MergedModel
 from amatax.fitting.optimum import Optimum
@@ -128,7 +130,7 @@ def test_one_block_at_a_held_mean_is_refused_beyond_the_bound(distilled: Path, t
 def test_several_bounds_are_traced(tmp_path: Path) -> None:
     """In a table, and as a front in a picture."""
     interval = Interval(-0.1, -0.2, -0.05)
-    part = Part(samples=4, tokens=9, sft=0.6, rlhf=0.2, uniform=0.4, fitted=0.3, gain=interval)
+    part = Part(samples=40, tokens=90, prompts=20, sft=0.6, rlhf=0.2, uniform=0.4, fitted=0.3, gain=interval)
     fits = []
     for bound, nll in ((0.02, 0.5), (0.1, 0.35)):
         rows = [Tradeoff("sft", 0.0, 0.6, 0.0), Tradeoff("rlhf", 1.0, 0.2, 0.9), Tradeoff("plain", 0.4, 0.3, 0.4)]
@@ -138,6 +140,7 @@ def test_several_bounds_are_traced(tmp_path: Path) -> None:
             names=["block 0", "block 1"],
             values=[0.2, 0.6],
             intervals=[None, None],
+            held_by=["", ""],
             ratios=Ratios(blocks=[0.2, 0.6]),
             fitted=part,
             held_out=None,
@@ -156,8 +159,8 @@ def test_several_bounds_are_traced(tmp_path: Path) -> None:
     shown = [line.split() for line in trace_lines(fits)[3:]]
     assert [row[2:4] for row in shown if row] == [[b, n] for b in ("0.02,", "0.1,") for n in ("uniform", "tax-aware")]
     assert trace_lines(fits[:1]) == []
-    record = {"nll": {"held_out": {"uniform": 0.4, "fitted": 0.3}}, "verdict": "better", "compared_with": "another"}
-    assert recorded_lines(record)[0] == "  held out: NLL 0.3000 nats per token, 0.4000 by another"
+    part.prompts = 9
+    assert any("-1.0e-05 (too few prompts)" in line for line in report_lines(fits[0]))
     draw_front([fitted.fit for fitted in fits], tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -177,6 +180,65 @@ def test_the_gradient_of_the_divergence(samples: list[Sample], merged: tuple[Var
     for i in range(3):
         ends = [at([v + sign * step * (i == j) for j, v in enumerate(values)]).mean for sign in (1, -1)]
         assert float(slope[i]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=2e-2, abs=1e-4)
+
+
+def test_a_bounded_fit_from_end_to_end(distilled: Path, tmp_path: Path) -> None:
+    """What it says of the ratios, of their mean and of both parts of what is kept: in words, to scripts and in the recipe."""
+    kept = tmp_path / "K.jsonl"
+    kept.write_text("".join(line + "\n" for line in (FAMILY / "data" / "keep.jsonl").read_text().splitlines()[:32]))
+    wish = {"data": distilled, "keep": kept, "max_kl": 0.05, "blocks": 3, "holdout": 0.3}
+    (fitted,) = api.fit_ratios(RECIPE, tmp_path / "f.yaml", **wish).fits
+    found, told = fitted.fit, json.loads(json.dumps(fit_json(fitted), allow_nan=False))
+    assert found.kept is not None
+    assert found.kept_held_out is not None
+    assert found.kept.samples + found.kept_held_out.samples == 32
+    assert found.kept.fitted <= 0.05 * 1.001
+    assert found.kept.fitted == pytest.approx(found.kept.uniform, rel=1e-4)
+    assert found.kept.sft == 0 < found.kept.fitted < found.kept.rlhf
+    assert (told["kept"]["fitted"], told["kept_held_out"]["fitted"]) == (found.kept.fitted, found.kept_held_out.fitted)
+    assert told["kept"]["gain"] == list(found.kept.gain)
+
+    assert found.alpha_interval is not None
+    assert 0 < found.alpha_interval.low < found.alpha < found.alpha_interval.high < 1
+    assert told["alpha_interval"] == list(found.alpha_interval[1:])
+    assert found.alpha == pytest.approx(sum(found.values) / 3, abs=1e-6)
+    assert any(found.intervals)
+    lines = report_lines(fitted)
+    mean = f"fitted at mean {found.alpha:g}, {found.alpha_interval.low:.3f} to {found.alpha_interval.high:.3f}, KL"
+    assert lines[0].startswith(mean)
+    for line, value, interval, holder in zip(lines[1:], found.values, found.intervals, found.held_by, strict=False):
+        assert (holder == "bound") == (value in (0.0, 1.0)) == line.endswith("at the bound")
+        assert (interval is None) == (holder == "bound")
+        assert interval is None or line.endswith(f"{interval.low:.3f} to {interval.high:.3f}")
+    (row,) = (line for line in lines if line.startswith("kept, fitted part"))
+    assert f"({found.kept.samples} samples" in row
+    assert f"{found.kept.rlhf:.4f}  " in row
+    (row,) = (line for line in lines if line.startswith("kept, held out"))
+    assert f"({found.kept_held_out.samples} samples" in row
+    assert f"{found.kept_held_out.rlhf:.4f}  " in row
+    assert "KL(SFT || merged), held out" in "\n".join(lines)
+
+    record = yaml.safe_load((tmp_path / "f.yaml").read_text())["record"]["fit"]
+    assert record["kl"]["fitted_part"]["fitted"] == round(found.kept.fitted, 6)
+    assert record["kl"]["held_out"]["gain"] == [round(number, 6) for number in found.kept_held_out.gain]
+    ends = [None if known is None else [round(known.low, 6), round(known.high, 6)] for known in found.intervals]
+    assert list(record["intervals"].values()) == ends
+    assert told["intervals"] == [None if known is None else [known.low, known.high] for known in found.intervals]
+    again = "\n".join(recorded_lines(record))
+    of_same = f"by {record['compared_with']}"
+    assert f"kept, held out: KL(SFT || merged) {found.kept_held_out.fitted:.4f} nats per token, " in again
+    assert again.count(of_same) == 4
+    assert "verdict: " in again
+    assert "verdict of the NLL alone" in "\n".join(recorded_lines({**record, "compared_with": None}))
+
+
+def test_one_block_within_a_bound_is_the_uniform_average(distilled: Path, tmp_path: Path) -> None:
+    wish = {"data": distilled, "keep": distilled, "max_kl": 0.03, "blocks": 1, "holdout": 0.5}
+    found = api.fit_ratios(RECIPE, tmp_path / "f.yaml", **wish).fits[0].fit
+    assert found.held_out is not None
+    assert found.held_out.prompts == 12
+    assert found.held_out.gain == (0.0, 0.0, 0.0)
+    assert found.verdict == "indistinguishable"
 
 
 @pytest.mark.parametrize(

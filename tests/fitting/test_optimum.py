@@ -151,6 +151,24 @@ def test_a_limit_is_reached_and_kept(seed: int, alpha: float | None) -> None:
     assert found.value <= best + 2e-4  # it keeps half a thousandth inside the limit
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_rough_limit_is_kept_without_going_round_and_round(seed: int) -> None:
+    """In 16 bits a divergence jumps by a few per cent from one point to the next."""
+    falling, growing = bowl(np.eye(2), np.array([1.2, 1.1])), bowl(np.diag([1.0, 0.3]), np.zeros(2))
+
+    def rough(values: list[float]) -> tuple[float, list[float]]:
+        value, slope = growing(values)
+        jump = np.random.default_rng([seed, *(int(v * 1e6) for v in values)]).uniform(-0.04, 0.04)
+        return value * (1 + jump), slope
+
+    bound = 0.1
+    found = minimise(falling, [0.5, 0.5], [0.5, 0.5], None, tolerance=1e-6, most=60, limit=(rough, bound))
+    smooth = minimise(falling, [0.5, 0.5], [0.5, 0.5], None, tolerance=1e-6, most=60, limit=(growing, bound))
+    assert rough(found.values)[0] <= bound * 1.001
+    assert found.value <= smooth.value * 1.1
+    assert found.steps <= 80
+
+
 def test_evaluations_outside_a_limit_do_not_end_a_descent() -> None:
     """SLSQP comes to a limit from outside; a start within it is not the end because of that."""
     falling, growing = bowl(np.eye(2), np.ones(2)), bowl(np.eye(2), np.zeros(2))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from amatax.fitting.job import Fitted
     from amatax.fitting.result import Fit, Part
 
-ENDS = (0.0, 1.0)
 TINY = 5e-4  # nats: of a difference that is less, four decimals do not say much
 WORDS = {
     "better": "better than {} on prompts that were not fitted",
@@ -167,10 +166,14 @@ def recorded_lines(record: dict[str, Any]) -> list[str]:
     lines = []
     with suppress(AttributeError, KeyError, TypeError, ValueError):
         against = str(record.get("compared_with", "uniform averaging"))
-        for part, nll in record["nll"].items():
-            name = part.replace("_", " ")
-            lines.append(f"  {name}: NLL {nll['fitted']:.4f} nats per token, {nll['uniform']:.4f} by {against}")
-        lines.append(f"  {WORDS[record['verdict']].format(against)}")
+        for key, measure, where in (("nll", "NLL", ""), ("kl", "KL(SFT || merged)", "kept, ")):
+            for part, found in record.get(key, {}).items():
+                name = where + part.replace("_", " ")
+                numbers = f"{found['fitted']:.4f} nats per token, {found['uniform']:.4f} by {against}"
+                lines.append(f"  {name}: {measure} {numbers}")
+        lines.append(
+            f"  {_verdict(record['verdict'], against, alone='keep' in record and not record.get('compared_with'))}"
+        )
     return lines
 
 
@@ -183,7 +186,7 @@ def report_lines(fitted: Fitted) -> list[str]:
     kept = f", KL(SFT || merged) at most {found.bound:g}" if found.bound is not None else ""
     mean = f"{found.alpha:g}"
     if found.alpha_interval is not None:
-        mean += f" ({found.alpha_interval.low:.3f} to {found.alpha_interval.high:.3f})"
+        mean += f", {found.alpha_interval.low:.3f} to {found.alpha_interval.high:.3f}"
     lines = [f"fitted at mean {mean}{kept} (share of RLHF{sure}):"]
     lines += [f"  {line}" for line in columns(_ratio_rows(found), right=(1,))]
     for measure, parts in (
@@ -194,10 +197,7 @@ def report_lines(fitted: Fitted) -> list[str]:
         head = [f"{measure}, nats per response token", "sft", "rlhf", "uniform", "fitted", "fitted - uniform (95 %)"]
         lines += ["", *columns([head, *table], right=(1, 2, 3, 4))] if table else []
     against = SAME_DIVERGENCE if found.found_alpha else "uniform"
-    words, of = WORDS[found.verdict].format(against), ""
-    if found.tradeoff and not found.found_alpha:  # uniform averaging may change more of what SFT answers
-        words, of = words.removesuffix(": use that"), " of the NLL alone"
-    lines += ["", f"verdict{of}: {words}"]
+    lines += ["", _verdict(found.verdict, against, alone=bool(found.tradeoff) and not found.found_alpha)]
     if found.tradeoff:
         unseen = [", held out" if part is not None else "" for part in (found.held_out, found.kept_held_out)]
         rows = [["", "alpha", f"NLL on the RLHF data{unseen[0]}", f"KL(SFT || merged){unseen[1]}"]]
@@ -222,23 +222,26 @@ def trace_lines(fits: Sequence[Fitted]) -> list[str]:
     return ["", "all of them:", *columns(rows, right=(1, 2, 3)), ""]
 
 
+def _verdict(verdict: str, against: str, *, alone: bool) -> str:
+    words, of = WORDS[verdict].format(against), ""
+    if alone:  # uniform averaging may change more of what SFT answers
+        words, of = words.removesuffix(": use that"), " of the NLL alone"
+    return f"verdict{of}: {words}"
+
+
 def _ratio_rows(found: Fit) -> list[list[str]]:
     """Every unknown, its ratio, and how sure it is, or why nothing says so."""
-    from amatax.fitting.uncertainty import AT_CORNER
-
-    held = {name for name, value in zip(found.names, found.values, strict=True)
-            if found.penalised and abs(value - found.alpha) <= AT_CORNER}  # fmt: skip
-    moving = [n for n, v in zip(found.names, found.values, strict=True) if v not in ENDS and n not in held]
+    moving = [name for name, holder in zip(found.names, found.held_by, strict=True) if not holder]
     in_mean = [name for name in moving if name != "head"]  # a free head is outside it
     rows = []
-    for name, value, interval in zip(found.names, found.values, found.intervals, strict=True):
+    for name, value, interval, holder in zip(found.names, found.values, found.intervals, found.held_by, strict=True):
         if interval is not None:
             sure = f"{interval.low:.3f} to {interval.high:.3f}"
-        elif value in ENDS:
+        elif holder == "bound":
             sure = "at the bound"
         elif found.ended_early:
             sure = ""
-        elif name in held:
+        elif holder == "regulariser":
             sure = "the regulariser holds it at the mean"
         elif in_mean == [name] and found.held_alpha:
             sure = "the others and the mean fix it"
@@ -249,11 +252,12 @@ def _ratio_rows(found: Fit) -> list[list[str]]:
 
 
 def _part_row(name: str, part: Part) -> list[str]:
-    numbers = [f"{value:.4f}" for value in (part.sft, part.rlhf, part.uniform, part.fitted)]
+    from amatax.fitting.bootstrap import FEWEST
+
+    numbers = [
+        f"{round(value, 4) + 0.0:.4f}" for value in (part.sft, part.rlhf, part.uniform, part.fitted)
+    ]  # no -0.0000
     gain = part.gain
     form = "+.1e" if 0 < max(abs(gain.low), abs(gain.high)) < TINY else "+.4f"
-    return [
-        f"{name} ({part.samples} samples, {part.tokens} tokens)",
-        *numbers,
-        f"{gain.value:{form}} ({gain.low:{form}} to {gain.high:{form}})",
-    ]
+    sure = "too few prompts" if part.prompts < FEWEST else f"{gain.low:{form}} to {gain.high:{form}}"
+    return [f"{name} ({part.samples} samples, {part.tokens} tokens)", *numbers, f"{gain.value:{form}} ({sure})"]

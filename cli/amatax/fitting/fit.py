@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from amatax.fitting.evidence import paired_bootstrap, verdict
-from amatax.fitting.intervals import interval_of, ratio_intervals
+from amatax.fitting.intervals import mean_interval, ratio_intervals
 from amatax.fitting.merged_model import MergedModel
-from amatax.fitting.optimum import Optimum, feasible, minimise
+from amatax.fitting.optimum import Optimum, apart, feasible, minimise
 from amatax.fitting.paper import Preset, one_epoch
 from amatax.fitting.passes import Passes
 from amatax.fitting.problem import Keep, Problem
@@ -19,8 +17,11 @@ from amatax.fitting.result import Fit, Part, Tradeoff
 from amatax.fitting.samples import Sample
 from amatax.fitting.sampling import Watching
 from amatax.fitting.search import FINE_STEPS, FINEST, search
-from amatax.fitting.uncertainty import fit_covariance
+from amatax.fitting.uncertainty import fit_covariance, holders
 from amatax.fitting.variables import PLACES, Variables, exact_mean
+
+ONE_PLACE = 10.0**-PLACES
+ROUGHLY = 1e-3  # how well 16 bits tell the level of a divergence
 
 
 def fit(
@@ -73,10 +74,16 @@ def fit(
     else:
         best, seen = search(problem, level, keep, regulariser, begin, seed)
     if alpha is None:
-        alpha = round(problem.mean_ratio(best.values), PLACES)
-    values = exact_mean(best.values, variables.shares, alpha)
+        values = [round(value, PLACES) for value in best.values]
+        alpha = round(problem.mean_ratio(values), PLACES)
+    else:
+        values = exact_mean(best.values, variables.shares, alpha)
     if bound is not None:  # compared with the uniform average that costs as much
-        uniform = variables.uniform(_level_of(problem, problem.measured("keep", values).mean))
+        uniform = variables.uniform(alpha)
+        if apart(uniform, values) <= ONE_PLACE:
+            uniform = values
+        else:
+            uniform = variables.uniform(_level_of(problem, problem.measured("keep", values).mean))
     elif keep is not None:
         uniform = variables.uniform(alpha)
     own = not (keep or preset or regulariser)
@@ -84,23 +91,24 @@ def fit(
         values = exact_mean(uniform, variables.shares, alpha)
 
     watcher.say("how sure it is")
-    covariance, mean = None, None
+    held_by, covariance = holders(problem, values, regulariser), None
     if preset is None:  # else an early end decides
-        covariance = fit_covariance(problem, values, keep, penalised=regulariser > 0)
+        covariance = fit_covariance(problem, values, keep, held_by)
+    intervals, mean = ratio_intervals(values, covariance), None
     if covariance is not None and not held_alpha:
-        shares = np.array(problem.shares)
-        mean = interval_of(alpha, float(shares @ covariance @ shares))
+        mean = mean_interval(values, intervals, problem.shares, covariance)
     tradeoff = _tradeoff(problem, values, uniform, alpha, seed) if keep is not None else []
     held_out = _part(problem, "held", values, uniform, seed) if held else None
     return Fit(
         alpha=alpha,
         names=variables.names,
         values=values,
-        intervals=ratio_intervals(values, covariance),
+        intervals=intervals,
+        held_by=held_by,
         ratios=variables.ratios(values),
         fitted=_part(problem, "fit", values, uniform, seed),
         held_out=held_out,
-        verdict=verdict(held_out.gain, len(set(problem.prompts("held")))) if held_out else "not tested",
+        verdict=verdict(held_out.gain, held_out.prompts) if held_out else "not tested",
         optima=seen,
         descent=best,
         own_optimum=own,
@@ -111,7 +119,6 @@ def fit(
         passes=problem.made,
         held_alpha=held_alpha,
         alpha_interval=mean,
-        penalised=regulariser > 0,
         ended_early=preset is not None,
         kept=_part(problem, "keep", values, uniform, seed) if keep is not None else None,
         kept_held_out=_part(problem, "keep held", values, uniform, seed) if keep is not None and keep.held else None,
@@ -119,7 +126,7 @@ def fit(
 
 
 def _level_of(problem: Problem, divergence: float) -> float:
-    """Where the uniform average has this KL(SFT || merged) on the kept prompts, to a thousandth; 1 if it never has so much."""
+    """Where the uniform average has this KL(SFT || merged) on the kept prompts; 1 if it never has so much."""
     from scipy import optimize
 
     def beyond(level: float) -> float:
@@ -128,10 +135,10 @@ def _level_of(problem: Problem, divergence: float) -> float:
             return -wanted
         return math.sqrt(max(0.0, problem.measured("keep", problem.variables.uniform(level)).mean)) - wanted
 
-    wanted = math.sqrt(max(0.0, divergence))
+    wanted, nearest = math.sqrt(max(0.0, divergence)), ONE_PLACE if problem.precise else ROUGHLY
     if beyond(1.0) <= 0:
         return 1.0
-    return round(float(optimize.brentq(beyond, 0.0, 1.0, xtol=10**-PLACES, rtol=1e-3)), PLACES) if wanted else 0.0
+    return round(float(optimize.brentq(beyond, 0.0, 1.0, xtol=nearest, rtol=nearest)), PLACES) if wanted else 0.0
 
 
 def _part(problem: Problem, part: str, values: Sequence[float], uniform: Sequence[float], seed: int) -> Part:
@@ -141,6 +148,7 @@ def _part(problem: Problem, part: str, values: Sequence[float], uniform: Sequenc
     return Part(
         samples=len(problem.parts[part]),
         tokens=int(one.tokens.sum()),
+        prompts=len(set(problem.prompts(part))),
         sft=sft,
         rlhf=rlhf,
         uniform=other.mean,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from amatax.fitting.optimum import AT_BOUND
 NORMAL = 1.959963984540054  # the normal quantile of 95 %
 STEP = 0.01  # of the differences
 NEAR = 0.05  # a point of the descent that is no farther from the optimum serves as well
+STEP_ROUGHLY, NEAR_ROUGHLY = 0.05, 0.1  # in 16 bits: rounding is as large as what a shorter step changes
 ALONG = 0.15  # where one direction is free: one that is no farther
 SLOPES = 0.03  # slopes that are no farther apart say the same
 
@@ -27,19 +28,15 @@ class Move(NamedTuple):
     there: Measured
 
 
-def directions(
-    values: Sequence[float], shares: Sequence[float], *, held: bool, fixed: Collection[int] = ()
-) -> np.ndarray:
+def directions(free: Sequence[bool], shares: Sequence[float], *, held: bool) -> np.ndarray:
     """Orthonormal directions (unknowns, directions) in which a fit can move.
 
     Args:
-        values: its end; a ratio at 0 or 1 stays there.
+        free: of each unknown, whether it can move by itself.
         shares: each unknown's share in the mean.
         held: the mean is held, so the ratios move against each other.
-        fixed: other unknowns that cannot move.
     """
-    free = [i for i, v in enumerate(values) if AT_BOUND < v < 1 - AT_BOUND and i not in fixed]
-    basis, normal = np.eye(len(values))[:, free], np.array(shares, dtype=float)[free]
+    basis, normal = np.eye(len(free))[:, list(free)], np.array(shares, dtype=float)[list(free)]
     if held and normal.any():
         basis = basis @ np.linalg.svd(normal[None])[2][1:].T
         basis[np.abs(basis).max(1, initial=0) < AT_BOUND] = 0  # the mean alone says what it is
@@ -107,6 +104,20 @@ def ratio_intervals(values: Sequence[float], covariance: np.ndarray | None) -> l
     ]
 
 
+def mean_interval(
+    values: Sequence[float], intervals: Sequence[Interval | None], shares: Sequence[float], covariance: np.ndarray
+) -> Interval:
+    """95 % of the mean, where it is not held; no farther than the ratios' own intervals let it go."""
+    weights = np.array(shares)
+    ends = [
+        (value, value) if known is None else (known.low, known.high)
+        for value, known in zip(values, intervals, strict=True)
+    ]
+    least, most = (float(weights @ end) for end in zip(*ends, strict=True))
+    found = interval_of(float(weights @ values), float(weights @ covariance @ weights))
+    return Interval(found.value, max(found.low, least), min(found.high, most))
+
+
 def interval_of(ratio: float, variance: float) -> Interval:
     """95 % by the normal quantile, clipped to 0..1."""
     reach = NORMAL * math.sqrt(max(variance, 0.0))
@@ -137,8 +148,9 @@ def _in_space(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each sample's score in each direction (directions, samples), its tokens (samples,), and the Hessian (directions, directions);
     scores and Hessian are summed over tokens."""
-    count = basis.shape[1]
-    near = [(np.array(point), found) for point, found in known if _apart(np.array(point) - optimum, basis) <= NEAR]
+    count, length = basis.shape[1], STEP if precise else STEP_ROUGHLY
+    reach = NEAR if precise else NEAR_ROUGHLY
+    near = [(np.array(point), found) for point, found in known if _apart(np.array(point) - optimum, basis) <= reach]
     near.sort(key=lambda n: (n[1].gradient is None, _apart(n[0] - optimum, basis)))
     if near and near[0][1].gradient is not None:
         middle, here = near[0]
@@ -146,7 +158,7 @@ def _in_space(
         middle, here = optimum, measure([float(v) for v in optimum], True)
     moves = _spanning([Move(basis.T @ (point - middle), found) for point, found in near], precise)
     while (direction := _missing(moves, count)) is not None:
-        step = _inside(middle, STEP * basis @ direction)
+        step = _inside(middle, length * basis @ direction)
         gradient = not precise or len(moves) < count - 1 or any(move.there.gradient is None for move in moves)
         moves.append(Move(basis.T @ step, measure([float(v) for v in middle + step], gradient)))
     steps = np.stack([move.step for move in moves], 1)
@@ -215,11 +227,12 @@ def _apart(step: np.ndarray, basis: np.ndarray) -> float:
 def _spanning(known: Sequence[Move], precise: bool) -> list[Move]:
     """Those that point in directions of their own, the first ones first; of those without a gradient one alone."""
     moves: list[Move] = []
+    shortest, longest = (STEP / 2, NEAR) if precise else (STEP_ROUGHLY / 2, NEAR_ROUGHLY)
     left = np.eye(len(known[0].step)) if known else np.empty(0)  # projects on the directions that no move has yet
     for move in known:
         size, own = np.linalg.norm(move.step), np.linalg.norm(left @ move.step)
         tells = move.there.gradient is not None or (precise and all(m.there.gradient is not None for m in moves))
-        if tells and STEP / 2 <= size <= NEAR and own > size / 2:
+        if tells and shortest <= size <= longest and own > size / 2:
             moves.append(move)
             left = left - np.outer(left @ move.step, left @ move.step) / own**2
     return moves

@@ -306,6 +306,10 @@ def _record(found: Fit, data: FitData, options: FitOptions) -> dict[str, Any]:
         "data": {**data.files["data"], "fitted": len(data.train), "held_out": len(data.held)},
         "seed": options.seed,
         "optimiser": _optimiser(options),
+        "intervals": {
+            name: None if known is None else [round(known.low, 6), round(known.high, 6)]
+            for name, known in zip(found.names, found.intervals, strict=True)
+        },
         "nll": {name: _recorded(part) for name, part in parts.items() if part is not None},
         "verdict": found.verdict,
     }

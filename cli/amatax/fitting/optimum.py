@@ -6,6 +6,7 @@ one begins with. The likelihood is not convex in the ratios, so several starts a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ Function = Callable[[list[float]], tuple[float, list[float]]]  # values -> (f, g
 SLACK = 1e-3  # by which a limit may be missed, relative
 PATIENCE = 6  # evaluations without a gain after which a descent ends
 ALIKE = 2e-4  # points that differ by less are one: at a bound SLSQP goes to and fro between such
+VISITS = 4  # evaluations outside a limit that lie together, after which a descent ends: in 16 bits a limit is rough
 SHORTEST = 1e-3  # step that tells a curvature: the gradients have the rounding of float32
 FLATTEST = 1e-2  # the least curvature that is believed, of the largest
 FIRST_STEP = 0.02  # length of a descent's first step, at least, where nothing is known of the curvature
@@ -81,6 +83,8 @@ def minimise(
     begin = np.array(feasible(start, shares, alpha))
     trace = _Trace(function, weights, alpha, tolerance, limit)
     _slsqp(trace, begin, curvature if limit is None else None, most)
+    if trace.best is None and limit is not None and alpha is None:  # stuck outside, where rounding is rough
+        _slsqp(trace, _towards_none(trace, limit), None, most)
     if trace.best is None:
         message = f"no ratios with a divergence of at most {limit[1] if limit else 0:g} were found; the least seen is {trace.lowest:.4g}"
         raise AmataxError(message, "allow more with --max-kl, or leave alpha free")
@@ -126,10 +130,21 @@ class _Trace:
             self.idle = 0 if gained else self.idle + 1
         if within and (self.best is None or value < self.best[0]):
             self.best = here
-        fro = within and self.limit is not None and visits > 1
-        if self.best is not None and (self.idle >= PATIENCE or fro):  # rounding keeps SLSQP's own test from ending it
+        fro = self.limit is not None and visits > (1 if within else VISITS)
+        if (self.best is not None and self.idle >= PATIENCE) or fro:  # rounding keeps SLSQP's own test from ending it
             raise _EnoughError
         return value, here[2]
+
+
+def _towards_none(trace: _Trace, limit: tuple[Function, float]) -> np.ndarray:
+    """From where a descent was last on the way to no change at all, until the limit is kept; it grows with the square of the change."""
+    point, (function, bound) = trace.seen[-1][1], limit
+    for _ in range(PATIENCE):
+        kept = function([float(v) for v in point])[0]
+        if kept <= bound:
+            break
+        point = point * math.sqrt(bound * (1 - SLACK) / kept)
+    return point
 
 
 def _slsqp(trace: _Trace, begin: np.ndarray, curvature: np.ndarray | None, most: int) -> None:

@@ -104,6 +104,14 @@ def regularised(function: Function, weights: Sequence[float], alpha: float) -> F
     return evaluate
 
 
+def penalty_weights(problem: Problem, strength: float) -> list[float]:
+    """Of each unknown: `middle_weights` of its block; 0 for a free head."""
+    width = 2 if problem.variables.groups else 1  # unknowns of a block
+    blocks = sum(1 for share in problem.shares if share) // width
+    weights = [weight for weight in middle_weights(blocks, strength) for _ in range(width)]
+    return weights + [0.0] * (len(problem.shares) - len(weights))
+
+
 def middle_weights(blocks: int, strength: float) -> list[float]:
     """Weights of C.5, largest in the middle, whatever the number of layers: a triangle that peaks at `strength`."""
     middle = (blocks - 1) / 2

@@ -91,6 +91,9 @@ class Problem:
                 model = "the merged model" if end is None else f"{where} alone"
                 raise NonFiniteError(f"of {model}, {error.message}", error.hint) from None
 
+        if part.startswith("keep") and end == 0:  # SFT from itself
+            tokens = torch.tensor([len(s.ids) - s.start for s in self.parts[part]], dtype=torch.float64)
+            return Measured(torch.zeros_like(tokens), tokens, None)
         where = list(values) if end is None else "sft" if end == 0 else "rlhf"
         return self.journal.measured(part, where, gradient, run)
 
@@ -129,6 +132,11 @@ class Problem:
     def written(self, values: list[float]) -> list[float]:
         """The values as a recipe says them: at a held mean, rounded so that the mean is kept to the last digit."""
         return values if self.alpha is None else exact_mean(values, self.variables.shares, self.alpha)
+
+    @property
+    def precise(self) -> bool:
+        """Passes tell small differences: they are made in float32 or wider."""
+        return self.merged.compute.itemsize >= torch.float32.itemsize
 
     def asked(self, part: str) -> list[tuple[list[float], Measured]]:
         """Every point at which a part was measured, and what was found."""

@@ -14,7 +14,7 @@ class Part:
     """NLL, or KL(SFT || model), in nats per response token on one part of the data.
 
     Attributes:
-        samples, tokens: how many.
+        samples, tokens, prompts: how many.
         sft, rlhf, uniform, fitted: of the two models, of every block at alpha, and of the fit. Where a bound on the tax decides
             alpha, uniform is the one of the same divergence.
         gain: fitted minus uniform, with its paired bootstrap interval over prompts.
@@ -22,6 +22,7 @@ class Part:
 
     samples: int
     tokens: int
+    prompts: int
     sft: float
     rlhf: float
     uniform: float
@@ -55,6 +56,7 @@ class Fit:
         names: of the unknowns.
         values: their ratios, as written into the recipe.
         intervals: 95 % sandwich intervals; None for a ratio that cannot move, or where what was minimised does not tell.
+        held_by: of each ratio: "bound" at 0 or 1, "regulariser" in the corner of its |a - alpha|, or "" for one that can move.
         ratios: the recipe's `merge.ratios`.
         fitted: what was found on the fitted part.
         held_out: on the part that was never fitted; None without one.
@@ -65,7 +67,6 @@ class Fit:
         own_optimum: the ratios are where the likelihood is largest; without a preset, a regulariser or a tax only.
         held_alpha: alpha was given.
         alpha_interval: of an alpha that was found.
-        penalised: with the regulariser.
         ended_early: with the preset; such fits have no intervals.
         found_alpha: the bound on the tax decided alpha; then `uniform` is the uniform average of the same divergence.
         tradeoff: of a tax-aware fit.
@@ -77,6 +78,7 @@ class Fit:
     names: list[str]
     values: list[float]
     intervals: list[Interval | None]
+    held_by: list[str]
     ratios: Ratios
     fitted: Part
     held_out: Part | None
@@ -87,7 +89,6 @@ class Fit:
     own_optimum: bool = True
     held_alpha: bool = True
     alpha_interval: Interval | None = None
-    penalised: bool = False
     ended_early: bool = False
     found_alpha: bool = False
     tradeoff: list[Tradeoff] = field(default_factory=list)

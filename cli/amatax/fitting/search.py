@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from amatax.errors import AmataxError
 from amatax.fitting.optimum import Function, Optimum, apart, corners, distinct, feasible, minimise
-from amatax.fitting.paper import middle_weights, regularised
+from amatax.fitting.paper import penalty_weights, regularised
 from amatax.fitting.problem import Keep, Problem
 from amatax.fitting.surrogate import minimise_by
 
@@ -140,10 +140,7 @@ def _until_joined(function: Function, found: list[Optimum], reach: float) -> Fun
 def _goal(problem: Problem, keep: Keep | None, regulariser: float) -> Goal:
     """(part, kept part) -> what is minimised."""
     alpha, weight = problem.alpha, keep.weight if keep else None
-    width = 2 if problem.variables.groups else 1  # unknowns of a block
-    blocks = sum(1 for share in problem.shares if share) // width
-    weights = [w for w in middle_weights(blocks, regulariser) for _ in range(width)]
-    weights += [0.0] * (len(problem.shares) - len(weights))
+    weights = penalty_weights(problem, regulariser)
 
     def goal(part: str, kept: str, *, gradient: bool = True) -> Function:
         function = problem.objective(part, kept, weight, gradient=gradient)

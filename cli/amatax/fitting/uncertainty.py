@@ -9,16 +9,29 @@ import torch
 
 from amatax.fitting.intervals import directions, ratio_covariance
 from amatax.fitting.likelihood import Measured
-from amatax.fitting.optimum import SLACK
-from amatax.fitting.paper import CORNER
+from amatax.fitting.optimum import AT_BOUND, SLACK
+from amatax.fitting.paper import CORNER, penalty_weights
 from amatax.fitting.problem import Keep, Problem
 
 AT_LIMIT = 5 * SLACK  # a divergence that is no farther below its bound, relative, lies at it
+AT_LIMIT_ROUGHLY = 0.05  # in 16 bits, where rounding ends a descent before it is there
 AT_CORNER = 5 * CORNER  # a ratio that is no farther from the mean lies in the corner of the penalty's |a - alpha|
 
 
+def holders(problem: Problem, values: Sequence[float], regulariser: float) -> list[str]:
+    """What keeps each ratio from moving: "bound" (0 or 1), "regulariser" (the corner of its |a - alpha|), or "" for one that can."""
+    found = []
+    for value, weight in zip(values, penalty_weights(problem, regulariser), strict=True):
+        if not AT_BOUND < value < 1 - AT_BOUND:
+            found.append("bound")
+        else:
+            corner = weight > 0 and problem.alpha is not None and abs(value - problem.alpha) <= AT_CORNER
+            found.append("regulariser" if corner else "")
+    return found
+
+
 def fit_covariance(
-    problem: Problem, values: Sequence[float], keep: Keep | None, *, penalised: bool
+    problem: Problem, values: Sequence[float], keep: Keep | None, held_by: Sequence[str]
 ) -> np.ndarray | None:
     """How the ratios vary with the prompts that are drawn, of the data and of what is kept: see `ratio_covariance`.
 
@@ -26,17 +39,16 @@ def fit_covariance(
         problem: what the fit asked of.
         values: the optimum.
         keep: what must stay of SFT.
-        penalised: with the regulariser of C.5; a ratio in the corner of its |a - alpha| cannot move.
+        held_by: `holders`.
     """
     held = problem.alpha is not None and any(problem.shares)
-    fixed = [i for i, v in enumerate(values) if penalised and abs(v - (problem.alpha or 0)) <= AT_CORNER]
-    basis = directions(values, problem.shares, held=held, fixed=fixed)
+    basis = directions([not holder for holder in held_by], problem.shares, held=held)
     weight, limited = keep.weight if keep is not None else None, None
     if keep is not None and keep.most is not None:
         limited = problem.measured("keep", values, gradient=True)
         weight = _price(problem.measured("fit", values, gradient=True), limited, basis)
-        if limited.mean < keep.most * (1 - AT_LIMIT) or weight <= 0:  # the bound is not what ended it
-            weight, limited = None, None
+        if limited.mean < keep.most * (1 - (AT_LIMIT if problem.precise else AT_LIMIT_ROUGHLY)) or weight <= 0:
+            weight, limited = None, None  # the bound is not what ended it
     parts = ["fit"] if weight is None else ["fit", "keep"]
 
     def measure(point: Sequence[float], gradient: bool) -> Measured:
@@ -55,7 +67,7 @@ def fit_covariance(
             if all(point in one for one in asked)
         ],
         limited=limited,
-        precise=problem.merged.compute.itemsize >= torch.float32.itemsize,
+        precise=problem.precise,
     )
 
 
