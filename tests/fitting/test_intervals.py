@@ -226,6 +226,18 @@ def test_at_a_bound_or_with_few_prompts_there_is_none() -> None:
     assert near_one[2].high == 1.0
 
 
+def test_what_the_mean_alone_says_cannot_move_at_all() -> None:
+    """Not even by rounding: the only free ratio of the mean, beside some outside it."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        count = int(random.integers(2, 12))
+        only, shares = int(random.integers(count)), np.zeros(count)
+        shares[only] = random.uniform(0.01, 1)
+        basis = directions([True] * count, shares.tolist(), held=True)
+        assert basis.shape == (count, count - 1)
+        assert not basis[only].any()
+
+
 def test_none_where_the_function_bends_downwards() -> None:
     cloud = points(3, [0.4, 0.5, 0.6])
     names = [str(i) for i in range(PROMPTS)]
