@@ -254,9 +254,8 @@ def _ratio_rows(found: Fit) -> list[list[str]]:
 def _part_row(name: str, part: Part) -> list[str]:
     from amatax.fitting.bootstrap import FEWEST
 
-    numbers = [
-        f"{round(value, 4) + 0.0:.4f}" for value in (part.sft, part.rlhf, part.uniform, part.fitted)
-    ]  # no -0.0000
+    models = (part.sft, part.rlhf, part.uniform, part.fitted)
+    numbers = [f"{round(value, 4) + 0.0:.4f}" for value in models]  # no -0.0000
     gain = part.gain
     form = "+.1e" if 0 < max(abs(gain.low), abs(gain.high)) < TINY else "+.4f"
     sure = "too few prompts" if part.prompts < FEWEST else f"{gain.low:{form}} to {gain.high:{form}}"

@@ -91,9 +91,7 @@ def minimise(
     value, point, slope = trace.best
     if curvature is not None and limit is None:
         bend = first_bend(trace.seen[0][2], shares, alpha)
-        if (
-            falls(point, slope, shares, alpha, bend) > tolerance
-        ):  # what was known is wrong, and ended the descent too early
+        if falls(point, slope, shares, alpha, bend) > tolerance:  # what was known misled it, and ended it too early
             _slsqp(trace, point, None, most)
             value, point, _ = trace.best
     path = [seen for seen, _, _ in trace.seen]
