@@ -244,7 +244,7 @@ def _ratio_rows(found: Fit) -> list[list[str]]:
         elif holder == "regulariser":
             sure = "the regulariser holds it at the mean"
         elif in_mean == [name] and found.held_alpha:
-            sure = "the others and the mean fix it"
+            sure = "the others and the mean fix it" if len(found.names) > 1 else "the mean fixes it"
         else:
             sure = "no interval: no clear optimum, or few prompts"
         rows.append([name, f"{value:.4f}", bar(value), sure])
