@@ -86,6 +86,7 @@ class Look:
         self.models, self.data, self.kept, self.folder = models, data, data, folder
         self._at: tuple[float, ...] = ()
         self._model: Any = None
+        self._sft = load(models["sft"])
 
     def nll(self, ratios: Sequence[float]) -> float:
         """-log p of each response and its end of turn."""
@@ -98,7 +99,7 @@ class Look:
     def kl(self, ratios: Sequence[float]) -> float:
         """KL(SFT || merged) with teacher forcing on the kept responses."""
         total, count = 0.0, 0
-        sft = self._logs(load(self.models["sft"]), self.kept)
+        sft = self._logs(self._sft, self.kept)
         for (answer, before), (_, after) in zip(sft, self._logs(self._merged(ratios), self.kept), strict=True):
             total += float((before.exp() * (before - after)).double().sum())
             count += len(answer)

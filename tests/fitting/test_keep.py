@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from amatax import api
-from amatax.commands.fit_ratios import recorded_lines, report_lines, trace_lines
+from amatax.commands.fit_ratios import _ratio_rows, recorded_lines, report_lines, trace_lines
 from amatax.errors import AmataxError
 from amatax.fitting.bootstrap import Interval
 from amatax.fitting.fit import fit
@@ -163,6 +163,49 @@ def test_several_bounds_are_traced(tmp_path: Path) -> None:
     assert any("-1.0e-05 (too few prompts)" in line for line in report_lines(fits[0]))
     draw_front([fitted.fit for fitted in fits], tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "held_by", "changes", "said"),
+    [
+        ([1.0, 0.2], ["bound", ""], {}, ["at the bound", "the others and the mean fix it"]),
+        (
+            [1.0, 0.2],
+            ["bound", ""],
+            {"held_alpha": False},
+            ["at the bound", "no interval: no clear optimum, or few prompts"],
+        ),
+        (
+            [0.8, 0.4],
+            ["", "regulariser"],
+            {},
+            ["the others and the mean fix it", "the regulariser holds it at the mean"],
+        ),
+        ([0.7, 0.5], ["", ""], {}, ["no interval: no clear optimum, or few prompts"] * 2),
+        ([0.7, 0.5], ["", ""], {"ended_early": True}, ["", ""]),
+        ([0.6], [""], {}, ["the mean fixes it"]),
+    ],
+)
+def test_why_a_ratio_has_no_interval(
+    values: list[float], held_by: list[str], changes: dict[str, bool], said: list[str]
+) -> None:
+    part = Part(samples=40, tokens=90, prompts=20, sft=0.6, rlhf=0.2, uniform=0.4, fitted=0.3, gain=Interval(0, 0, 0))
+    found = Fit(
+        alpha=0.6,
+        names=[f"block {i}" for i in range(len(values))],
+        values=values,
+        intervals=[None] * len(values),
+        held_by=held_by,
+        ratios=Ratios(blocks=values),
+        fitted=part,
+        held_out=None,
+        verdict="not tested",
+        optima=1,
+        descent=Optimum(values, 0.3, 1, [0.3]),
+        passes=1,
+        **changes,
+    )
+    assert [row[3] for row in _ratio_rows(found)] == said
 
 
 def test_the_gradient_of_the_divergence(samples: list[Sample], merged: tuple[Variables, MergedModel]) -> None:
